@@ -1,0 +1,760 @@
+"""What goes in: labels and splits, the pixel store, the crop plan, the batches.
+
+A label table (pandas) has one row an image: `image` (path under the data folder), `mos` (0..100,
+higher is better) and `split` (train, val, test). Each image is decoded once into a pixel store on
+disk. A crop plan says which crops an epoch sees; it comes from (seed, epoch) alone, and nothing
+else in the data is random.
+
+To add a data set, write a reader (folder, split mode) -> (label table, where it came from), and
+give it a line in DATASETS.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from torch import Tensor
+
+SPLITS = ("train", "val", "test")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in 0..1
+TEST_SEED = 2020  # of the crops that test and validation images are judged by, in every run
+STORE_VERSION = 1
+SECONDS_BETWEEN_LINES = 60  # of progress in a log file
+
+
+class DataError(ValueError):
+    """The data can't be used as it is; the message says which file, and what to do."""
+
+
+# Labels and splits ------------------------------------------------------------------------------
+
+
+def read_csv(path: Path, columns: tuple[str, ...]) -> "pd.DataFrame":
+    """The named columns of a CSV file as text; DataError where it isn't one or lacks a column."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{path}: can't be read as CSV ({error})") from error
+    missing = [c for c in columns if c not in table.columns]
+    if missing:
+        raise DataError(
+            f"{path}: has no column {' or '.join(missing)}; its columns are "
+            f"{', '.join(map(str, table.columns))}"
+        )
+    return table[list(columns)]
+
+
+def numbers(texts: "pd.Series", path: Path) -> "pd.Series":
+    """Text as float64; DataError with the first values that are no numbers."""
+    import pandas as pd
+
+    values = pd.to_numeric(texts, errors="coerce").astype("float64")
+    bad = texts[~np.isfinite(values)]
+    if len(bad):
+        first = ", ".join(f"{value!r} (row {row + 2})" for row, value in bad.head(3).items())
+        raise DataError(f"{path}: {len(bad)} scores are not numbers: {first}")
+    return values
+
+
+def read_split_json(path: Path) -> "pd.DataFrame":
+    """A JSON list of {"image": "any/folder/NAME", ...} as a table: name, and score where given."""
+    import pandas as pd
+
+    try:
+        entries = json.loads(path.read_bytes())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: can't be read as JSON ({error})") from error
+    if not (
+        isinstance(entries, list)
+        and entries
+        and all(isinstance(e, dict) and isinstance(e.get("image"), str) for e in entries)
+    ):
+        raise DataError(f'{path}: is not a list of objects with an "image"')
+    names = [e["image"].replace("\\", "/").split("/")[-1] for e in entries]
+    table = pd.DataFrame({"name": names, "score": [e.get("score") for e in entries]})
+    if table["name"].duplicated().any():
+        raise DataError(
+            f"{path}: names {first_few(table['name'][table['name'].duplicated()])} twice"
+        )
+    return table
+
+
+def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
+    """KonIQ-10k (Hosu et al., IEEE TIP 29, 2020): 10,073 photographs, 1024x768 or 512x384.
+
+    Labels: `MOS_zscore` of koniq10k_scores_and_distributions.csv (its `MOS` is 1..5), or `MOS` of
+    koniq10k_distributions_sets.csv, or the scores inside the split JSONs; all of them 0..100.
+    Splits: 'json' (koniq_train.json 7,046 and koniq_test.json 2,010, with the sets CSV's 1,000
+    validation images where that is there too), or 'official' (the sets CSV's 7,058, 1,000, 2,015).
+    """
+    import pandas as pd
+
+    scores_csv = folder / "koniq10k_scores_and_distributions.csv"
+    sets_csv = folder / "koniq10k_distributions_sets.csv"
+    jsons = {s: folder / f"koniq_{s}.json" for s in ("train", "test")}
+    there = [path for path in jsons.values() if path.is_file()]
+    if split == "auto":
+        split = "json" if there else "official" if sets_csv.is_file() else "none"
+    if split == "none" or (split == "official" and not sets_csv.is_file()):
+        raise DataError(
+            f"{folder}: no split of KonIQ-10k there: put koniq_train.json and koniq_test.json (the "
+            "experiment's 7,046 / 2,010) or koniq10k_distributions_sets.csv (the official 7,058 / "
+            "1,000 / 2,015, from the authors' repository github.com/subpic/koniq, folder metadata) "
+            "there, or give --split random for 80/20 by --split_seed"
+        )
+    if split == "json" and len(there) < 2:
+        missing = [str(path) for path in jsons.values() if path not in there]
+        raise DataError(f"{' and '.join(missing)}: no such file; --split json needs both lists")
+
+    sets = None
+    if sets_csv.is_file():
+        sets = read_csv(sets_csv, ("image_name", "MOS", "set"))
+        sets["MOS"] = numbers(sets["MOS"], sets_csv)
+        unknown = set(sets["set"]) - {"training", "validation", "test"}
+        if unknown:
+            raise DataError(f"{sets_csv}: unknown values in column set: {first_few(unknown)}")
+        if sets["MOS"].max() <= 5:
+            raise DataError(f"{sets_csv}: its MOS is on 1..5, and 0..100 is needed")
+    lists = {s: read_split_json(jsons[s]) for s in jsons} if split == "json" else {}
+
+    if scores_csv.is_file():
+        table = read_csv(scores_csv, ("image_name", "MOS_zscore"))
+        table.columns = ["name", "mos"]
+        table["mos"] = numbers(table["mos"], scores_csv)
+        source = "MOS_zscore of koniq10k_scores_and_distributions.csv"
+    elif sets is not None:
+        table = sets[["image_name", "MOS"]].set_axis(["name", "mos"], axis=1)
+        source = "MOS of koniq10k_distributions_sets.csv"
+    elif lists:
+        table = pd.concat(lists.values(), ignore_index=True).set_axis(["name", "mos"], axis=1)
+        table["mos"] = numbers(table["mos"].astype(str), folder / "koniq_*.json")
+        source = "scores of koniq_train.json and koniq_test.json"
+    else:
+        raise DataError(
+            f"{folder}: no labels of KonIQ-10k there: put koniq10k_scores_and_distributions.csv "
+            "(from database.mmsp-kn.de) or koniq10k_distributions_sets.csv there"
+        )
+
+    if split == "json":
+        parts = {s: set(lists[s]["name"]) for s in lists}
+        if sets is not None:
+            parts["val"] = set(sets["image_name"][sets["set"] == "validation"])
+        check_lists(parts, lists, table, folder)
+        table["split"] = split_column(table["name"], parts)
+        source += "; split of koniq_train.json and koniq_test.json"
+        source += ", validation of koniq10k_distributions_sets.csv" if sets is not None else ""
+    elif split == "official":
+        names = {"training": "train", "validation": "val", "test": "test"}
+        parts = {names[k]: set(group) for k, group in sets.groupby("set")["image_name"]}
+        table["split"] = split_column(table["name"], parts)
+        source += "; split of koniq10k_distributions_sets.csv"
+    else:
+        table["split"] = "train"
+    table = table[table["split"] != ""]
+
+    images = koniq_image_folder(folder)
+    return table.assign(image=images + "/" + table["name"]), source
+
+
+def check_lists(parts: dict, lists: dict, table: "pd.DataFrame", folder: Path) -> None:
+    """Raise DataError where split lists overlap, name unknown images or contradict the labels."""
+    for a, b in (("train", "test"), ("train", "val"), ("test", "val")):
+        both = parts.get(a, set()) & parts.get(b, set())
+        if both:
+            raise DataError(
+                f"{folder}: {len(both)} images are in both {a} and {b}: {first_few(both)}"
+            )
+    mos = dict(zip(table["name"], table["mos"]))
+    for split, entries in lists.items():
+        path = folder / f"koniq_{split}.json"
+        unknown = [name for name in entries["name"] if name not in mos]
+        if unknown:
+            raise DataError(f"{path}: {len(unknown)} images have no label: {first_few(unknown)}")
+        scored = entries[entries["score"].notna()]
+        scores = numbers(scored["score"].astype(str), path)
+        wrong = scored["name"][(scores - scored["name"].map(mos)).abs() > 0.01]
+        if len(wrong):
+            raise DataError(
+                f"{path}: {len(wrong)} scores differ from the labels in the CSV: {first_few(wrong)}"
+            )
+
+
+def split_column(names: "pd.Series", parts: dict[str, set[str]]) -> list[str]:
+    """The split of each name, '' where it is in none."""
+    where = {name: split for split, members in parts.items() for name in members}
+    return [where.get(name, "") for name in names]
+
+
+def koniq_image_folder(folder: Path) -> str:
+    """The image release that is there: 1024x768 or 512x384, the fuller one where both are."""
+    counts = {
+        name: len(os.listdir(folder / name)) if (folder / name).is_dir() else -1
+        for name in ("1024x768", "512x384")
+    }
+    return max(counts, key=counts.get)  # the first on a tie
+
+
+def read_biq2021(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
+    """BIQ2021 (Ahmed and Asif, J. Electronic Imaging 31(5), 2022): 12,000 photographs of 512x512.
+
+    Labels: `MOS`, 0..1, of 'Train (Images and MOS).csv' and 'Test (Images and MOS).csv', which are
+    the split as well; photographs in Images/. No validation images.
+    """
+    import pandas as pd
+
+    if split == "json":
+        raise DataError("--split json: BIQ2021 has no split JSONs; take auto, official or random")
+    tables = []
+    for name in ("train", "test"):
+        path = folder / f"{name.title()} (Images and MOS).csv"
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file; BIQ2021 is Images/ and two lists of images and MOS"
+            )
+        table = read_csv(path, ("Image Name", "MOS"))
+        mos = numbers(table["MOS"], path)
+        if not mos.between(0, 1).all():
+            raise DataError(f"{path}: its MOS reach from {mos.min()} to {mos.max()}, not 0..1")
+        tables.append(
+            pd.DataFrame(
+                {"image": "Images/" + table["Image Name"], "mos": mos * 100, "split": name}
+            )
+        )
+    return pd.concat(tables, ignore_index=True), "MOS and split of the Train and Test CSVs"
+
+
+class DataSet(NamedTuple):
+    read: Callable[[Path, str], tuple["pd.DataFrame", str]]
+    resize: tuple[int, int]  # height, width that the literature uses
+    val_fraction: float  # taken out of training where there are no validation images
+    published: tuple[tuple[int, int, int], ...]  # train, val, test counts of the known splits
+
+
+DATASETS = {
+    # HyperIQA's transforms.Resize((512, 384)) turns 1024x768 into portrait; kept to compare.
+    "koniq-10k": DataSet(
+        read_koniq10k,
+        (512, 384),
+        0.0,
+        ((7046, 1000, 2010), (7046, 0, 2010), (7058, 1000, 2015)),
+    ),
+    "biq2021": DataSet(read_biq2021, (512, 512), 0.1, ((9000, 1000, 2000), (10000, 0, 2000))),
+}
+
+
+def read_labels(
+    dataset: str,
+    data_path: str | Path,
+    *,
+    split: str = "auto",
+    split_seed: int = 0,
+    val_fraction: float | None = None,
+) -> tuple["pd.DataFrame", str]:
+    """The label table of a data set (image, mos, split; sorted by image), and where it came from.
+
+    split: 'auto' (the data set's own), 'json', 'official', or 'random': 80/20 by `split_seed`.
+    val_fraction: the part of the training images that becomes validation images, by `split_seed`,
+    where the data set has none; None takes the data set's default.
+    Raises DataError for everything that is wrong with the files.
+    """
+    folder = check_folder(dataset, data_path)
+    table, source = DATASETS[dataset].read(folder, split)
+    table = table[["image", "mos", "split"]].sort_values("image", ignore_index=True)
+    check_labels(table, folder)
+
+    rng = np.random.default_rng(split_seed)
+    if split == "random":
+        order = rng.permutation(len(table))
+        table.loc[order[: round(0.2 * len(table))], "split"] = "test"
+        table.loc[order[round(0.2 * len(table)) :], "split"] = "train"
+        source += f"; random 80/20 split by --split_seed {split_seed}"
+
+    has_val = bool((table["split"] == "val").any())
+    if val_fraction and has_val:
+        raise DataError(
+            f"--val_fraction {val_fraction}: {folder} has validation images of its own already; "
+            "leave the flag out"
+        )
+    fraction = DATASETS[dataset].val_fraction if val_fraction is None else val_fraction
+    if fraction and not has_val:
+        train = np.flatnonzero(table["split"] == "train")
+        chosen = rng.permutation(train)[: max(1, round(fraction * len(train)))]
+        table.loc[chosen, "split"] = "val"
+        source += f"; {fraction:.0%} of training as validation by --split_seed {split_seed}"
+
+    for name in ("train", "test"):
+        if not (table["split"] == name).any():
+            raise DataError(f"{folder}: no {name} images are left by this split")
+    return table, source
+
+
+def check_folder(dataset: str, data_path: str | Path) -> Path:
+    """The data folder; DataError where there is none. Needs nothing heavy, so it comes first."""
+    folder = Path(data_path)
+    if not folder.is_dir():
+        raise DataError(
+            f"--data_path {data_path}: no such folder; it should hold {dataset}'s images and "
+            "labels, as README.md shows under 'Data'"
+        )
+    return folder
+
+
+def check_labels(table: "pd.DataFrame", folder: Path) -> None:
+    """Raise DataError for empty tables, scores outside 0..100, images twice or outside `folder`."""
+    if not len(table):
+        raise DataError(f"{folder}: its label files name no images")
+    outside = table[~table["mos"].between(0, 100)]
+    if len(outside):
+        raise DataError(
+            f"{folder}: {len(outside)} scores are outside 0..100, such as {outside['mos'].iloc[0]} "
+            f"of {outside['image'].iloc[0]}"
+        )
+    twice = table["image"][table["image"].duplicated()]
+    if len(twice):
+        raise DataError(f"{folder}: {len(twice)} images have two labels: {first_few(twice)}")
+    # A reader puts one folder before a plain name, so more parts or none can only come from a name.
+    away = [i for i in table["image"] if i.count("/") != 1 or i[-1] in "/." or "\\" in i]
+    if away:
+        raise DataError(f"{folder}: names that are no file names: {first_few(away)}")
+
+
+def find_images(table: "pd.DataFrame", data_path: str | Path) -> "pd.DataFrame":
+    """The table with each image's name as it is on disk (its case may differ there).
+
+    Raises DataError that counts and names the missing ones, and says where they should lie.
+    """
+    folder = Path(data_path)
+    found, missing = [], []
+    for directory, images in table.groupby(table["image"].str.split("/").str[0])["image"]:
+        listed = os.listdir(folder / directory) if (folder / directory).is_dir() else []
+        exact, lowered = set(listed), {}
+        for name in listed:
+            lowered.setdefault(name.lower(), []).append(name)
+        for row, image in images.items():
+            name = image.split("/")[1]
+            alike = [name] if name in exact else lowered.get(name.lower(), [])
+            if len(alike) == 1:
+                found.append((row, f"{directory}/{alike[0]}"))
+            else:
+                missing.append(image)
+    if missing:
+        raise DataError(
+            f"{len(missing):,} of {len(table):,} images are missing: {first_few(missing)}; they "
+            f"should lie under {folder.resolve()} (README.md, 'Data', says where they come from)"
+        )
+    table = table.copy()
+    table["image"] = dict(found)
+    twice = table["image"][table["image"].duplicated()]
+    if len(twice):
+        raise DataError(f"{folder}: two labels fit one file each: {first_few(twice)}")
+    return table
+
+
+def first_few(names, most: int = 3) -> str:
+    """'a, b, c and 7 more': enough of a list to find the trouble."""
+    names = sorted(map(str, names))
+    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def count_splits(table: "pd.DataFrame") -> dict[str, int]:
+    """{'train': 7046, 'val': 1000, 'test': 2010}."""
+    return {s: int((table["split"] == s).sum()) for s in SPLITS}
+
+
+def fingerprint(table: "pd.DataFrame") -> str:
+    """12 hex digits that stand for images' names, pixels (as stored), scores and splits."""
+    lines = (f"{r.image}\t{r.crc32:08x}\t{r.mos:.6f}\t{r.split}\n" for r in table.itertuples())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+
+
+# The pixel store --------------------------------------------------------------------------------
+
+
+def decode(path: Path, height: int, width: int) -> np.ndarray:
+    """An image file as uint8 RGB (height, width, 3): turned as EXIF says, resized bilinearly.
+
+    16-bit grey is scaled to 8 bits, transparency is laid on white, CMYK, grey and palette become
+    RGB, of several frames the first counts; smaller images are enlarged. Raises OSError,
+    ValueError, SyntaxError or Image.DecompressionBombError for files that aren't whole images.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        if image.mode.startswith("I") or image.mode == "F":
+            values = np.asarray(image)
+            if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65535:
+                raise ValueError(f"pixels of mode {image.mode} that are not 16-bit grey")
+            exif = image.getexif()
+            image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+            image.getexif().update(exif)
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+
+class PixelStore:
+    """Decoded images as one memory-mapped file: `pixels` is uint8 (N, height, width, 3)."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int]):
+        self.path, self.shape = path, shape
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        return np.memmap(self.path, np.uint8, mode="r", shape=self.shape)
+
+    def __reduce__(self):  # a worker process maps the file itself instead of receiving the pixels
+        return PixelStore, (self.path, self.shape)
+
+    def crops(self, rows: np.ndarray, tops: np.ndarray, lefts: np.ndarray, size: int) -> np.ndarray:
+        """The crops of `size` x `size` pixels at (rows, tops, lefts): uint8 (B, size, size, 3)."""
+        out = np.empty((len(rows), size, size, 3), np.uint8)
+        for i, (row, top, left) in enumerate(zip(rows, tops, lefts)):
+            out[i] = self.pixels[row, top : top + size, left : left + size]
+        return out
+
+
+def open_store(
+    table: "pd.DataFrame",
+    data_path: str | Path,
+    *,
+    resize: tuple[int, int],
+    store_dir: str | Path,
+    name: str,
+) -> tuple[PixelStore, "pd.DataFrame"]:
+    """The pixel store of the table's images, built first where none fits.
+
+    Returns the store and the table with two more columns: `row` (in the store) and `crc32` (of
+    the row's pixels). The store is STORE_DIR/NAME-HEIGHTxWIDTH-XXXXXXXX.u8 with a .json header;
+    XXXXXXXX stands for the data folder's path. It fits as long as the header lists every image
+    with its present size and time of change. One process builds while others wait.
+    Raises DataError that lists every file that is no image, and for a disk that is too small.
+    """
+    folder, store_dir = Path(data_path).resolve(), Path(store_dir)
+    place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    path = store_dir / f"{name}-{resize[0]}x{resize[1]}-{place}.u8"
+    try:
+        store_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--store_dir {store_dir}: can't be made ({error.strerror})") from error
+
+    stats = [os.stat(folder / image) for image in table["image"]]
+    files = {i: [s.st_size, s.st_mtime_ns] for i, s in zip(table["image"], stats)}
+    with locked(path.with_suffix(".lock")):
+        header = read_header(path, files, resize)
+        if header is None:
+            header = build_store(path, folder, files, resize)
+    table = table.assign(
+        row=[header["images"][image]["row"] for image in table["image"]],
+        crc32=[header["images"][image]["crc32"] for image in table["image"]],
+    )
+    return PixelStore(path, (len(header["images"]), *resize, 3)), table
+
+
+@contextmanager
+def locked(path: Path):
+    """Hold an exclusive lock on `path`; a second process waits here until the first is done."""
+    import fcntl
+
+    try:
+        file = open(path, "w")  # noqa: SIM115 (closed below, once it is known to open)
+    except OSError as error:
+        raise DataError(
+            f"--store_dir {path.parent}: can't be written to ({error.strerror}); give it a folder "
+            "that can"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read_header(path: Path, files: dict[str, list[int]], resize: tuple[int, int]) -> dict | None:
+    """The store's header if store and header are whole and hold all `files`, else None."""
+    try:
+        header = json.loads(path.with_suffix(".json").read_text())
+        images = header["images"]
+        fits = (
+            header["version"] == STORE_VERSION
+            and header["resize"] == list(resize)
+            and path.stat().st_size == len(images) * resize[0] * resize[1] * 3
+            and all(i in images and images[i]["file"] == file for i, file in files.items())
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return header if fits else None
+
+
+def build_store(
+    path: Path, folder: Path, files: dict[str, list[int]], resize: tuple[int, int]
+) -> dict:
+    """Decode all `files` on all cores into a temporary file, rename it, write the header."""
+    from PIL import Image
+
+    size = resize[0] * resize[1] * 3
+    free = shutil.disk_usage(path.parent).free
+    if free < size * len(files):
+        raise DataError(
+            f"--store_dir {path.parent}: the pixel store needs {size * len(files) / 1e9:.1f} GB "
+            f"and {free / 1e9:.1f} GB are free; give it a folder with more"
+        )
+
+    def store(row_and_image: tuple[int, str]) -> tuple[str, int, str]:
+        row, image = row_and_image
+        try:
+            pixels = decode(folder / image, *resize)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return image, 0, str(error).splitlines()[0] if str(error) else type(error).__name__
+        data = np.ascontiguousarray(pixels).data.cast("B")
+        written = os.pwrite(file.fileno(), data, row * size)
+        if written != size:  # the disk is full: writing the rest says so
+            os.pwrite(file.fileno(), data[written:], row * size + written)
+        return image, zlib.crc32(data), ""
+
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with (
+            open(temporary, "wb") as file,
+            ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Pillow releases the GIL
+        ):
+            jobs = pool.map(store, enumerate(files))
+            done = list(Progress("decoding images", unit="images")(jobs, len(files)))
+            os.fsync(file.fileno())
+        bad = [f"{image}: {error}" for image, _, error in done if error]
+        if bad:
+            raise DataError(
+                f"{len(bad)} of {len(files):,} files under {folder} can't be read as images; "
+                "replace them:\n  " + "\n  ".join(bad)
+            )
+        path.with_suffix(".json").unlink(missing_ok=True)  # never an old header for new pixels
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{temporary}: can't be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+    images = {
+        image: {"row": row, "crc32": crc32, "file": files[image]}
+        for row, (image, crc32, _) in enumerate(done)
+    }
+    header = {"version": STORE_VERSION, "resize": list(resize), "images": images}
+    write_atomically(path.with_suffix(".json"), json.dumps(header))
+    return header
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to a temporary file, and rename it to `path` when it is whole on disk."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Progress:
+    """Wraps an iterable: a bar with rate and time left on a terminal, a line a minute in a log.
+
+    `scale` is the number of units in a step.
+    """
+
+    def __init__(self, what: str, scale: int = 1, unit: str = "patches"):
+        self.what, self.scale, self.unit = what, scale, unit
+
+    def __call__(self, steps, total: int | None = None):
+        total = len(steps) if total is None else total
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            options = {"unit": f" {self.unit}", "unit_scale": self.scale, "dynamic_ncols": True}
+            yield from tqdm(steps, desc=self.what, total=total, leave=False, **options)
+            return
+        began = spoken = time.monotonic()
+        for done, step in enumerate(steps):
+            now = time.monotonic()
+            if now - spoken >= SECONDS_BETWEEN_LINES:
+                spoken = now
+                rate = done / (now - began)
+                print(
+                    f"{self.what}: {done * self.scale:,} of {total * self.scale:,} {self.unit}, "
+                    f"{rate * self.scale:.1f}/s, {duration((total - done) / rate)} left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            yield step
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min' or '3.4 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# The crop plan ----------------------------------------------------------------------------------
+
+
+def training_plan(
+    images: np.ndarray,
+    *,
+    patches: int,
+    resize: tuple[int, int],
+    patch_size: int,
+    seed: int,
+    epoch: int,
+) -> np.ndarray:
+    """The crops of one training epoch in their order: int32 (N * patches, 4).
+
+    Columns: image, top, left, flip. Each image comes once a round, in `patches` shuffled rounds,
+    so that a batch holds different images (save where two rounds meet). It comes from
+    (seed, epoch) alone.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = np.concatenate([rng.permutation(images) for _ in range(patches)])
+    tops, lefts = random_corners(rng, len(order), resize, patch_size)
+    return np.stack([order, tops, lefts, rng.integers(0, 2, len(order))], 1).astype(np.int32)
+
+
+def test_plan(
+    images: np.ndarray, *, crop: str, patches: int, resize: tuple[int, int], patch_size: int
+) -> np.ndarray:
+    """The crops by which each image is judged, image by image: int32 (N * P, 4), never flipped.
+
+    crop: 'random' (drawn once from TEST_SEED: the same in every epoch, configuration and run),
+    'grid' (a square grid; P = patches must be a square number), or 'center' (P = 1).
+    """
+    high, wide = resize[0] - patch_size, resize[1] - patch_size
+    if crop == "random":
+        rng = np.random.default_rng(TEST_SEED)
+        tops, lefts = random_corners(rng, len(images) * patches, resize, patch_size)
+    elif crop == "grid":
+        side = round(patches**0.5)
+        at = np.array([0.5]) if side == 1 else np.linspace(0, 1, side)
+        rows, columns = np.meshgrid(np.rint(at * high), np.rint(at * wide), indexing="ij")
+        tops, lefts = (np.tile(v.ravel(), len(images)) for v in (rows, columns))
+    else:
+        tops, lefts = np.full(len(images), high // 2), np.full(len(images), wide // 2)
+    order = np.repeat(images, len(tops) // len(images))
+    return np.stack([order, tops, lefts, np.zeros(len(order))], 1).astype(np.int32)
+
+
+def random_corners(
+    rng: np.random.Generator, count: int, resize: tuple[int, int], patch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tops and lefts of `count` crops, each position inside the image as likely as another."""
+    tops = rng.integers(0, resize[0] - patch_size + 1, count)
+    return tops, rng.integers(0, resize[1] - patch_size + 1, count)
+
+
+def jitter_plan(count: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Factors of brightness, contrast, saturation for each crop: float32 (count, 3), 0.9..1.1."""
+    return np.random.default_rng([seed, epoch, 1]).uniform(0.9, 1.1, (count, 3)).astype(np.float32)
+
+
+# Batches ----------------------------------------------------------------------------------------
+
+
+class Batches:
+    """A map-style data set whose items are whole batches of a crop plan.
+
+    Item: a dict of tensors: `patches` uint8 (B, 3, size, size) in channels_last memory, `images`
+    int64 (B,) (the plan's), `flips` bool (B,), and `jitter` float32 (B, 3) where there is any.
+    `rows` maps the plan's images to rows of the store.
+    """
+
+    def __init__(
+        self,
+        store: PixelStore,
+        rows: np.ndarray,
+        plan: np.ndarray,
+        *,
+        patch_size: int,
+        batch_size: int,
+        jitter: np.ndarray | None = None,
+    ):
+        self.store, self.rows, self.plan, self.jitter = store, rows, plan, jitter
+        self.patch_size, self.batch_size = patch_size, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.plan) // self.batch_size)
+
+    def __getitem__(self, index: int) -> dict[str, "Tensor"]:
+        import torch
+
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        images, tops, lefts, flips = self.plan[part].T
+        patches = self.store.crops(self.rows[images], tops, lefts, self.patch_size)
+        batch = {
+            "patches": torch.from_numpy(patches).permute(0, 3, 1, 2),  # (B, 3, size, size)
+            "images": torch.from_numpy(images.astype(np.int64)),
+            "flips": torch.from_numpy(flips.astype(bool)),
+        }
+        if self.jitter is not None:
+            batch["jitter"] = torch.from_numpy(self.jitter[part])
+        return batch
+
+
+def make_loader(
+    batches: Batches, *, workers: int, pin_memory: bool
+) -> "torch.utils.data.DataLoader":
+    """A DataLoader over whole batches, in the plan's order whatever the number of workers."""
+    import torch
+
+    return torch.utils.data.DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # its own, so that the loader leaves the global one alone
+    )
+
+
+def to_network_input(batch: dict[str, "Tensor"], device: "torch.device") -> "Tensor":
+    """The batch on the device: float32 (B, 3, size, size), flipped, jittered, normalised there."""
+    import torch
+
+    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items() if k != "images"}
+    pixels = moved["patches"].float()
+    pixels = torch.where(moved["flips"][:, None, None, None], pixels.flip(3), pixels)
+    if "jitter" in moved:
+        pixels = colour_jitter(pixels, moved["jitter"])
+    mean, std = (torch.tensor(v, device=device)[:, None, None] * 255 for v in (MEAN, STD))
+    return (pixels - mean) / std
+
+
+def colour_jitter(pixels: "Tensor", factors: "Tensor") -> "Tensor":
+    """Brightness, then contrast (about the mean grey), then saturation (about each pixel's grey).
+
+    pixels (B, 3, H, W) in 0..255; factors (B, 3). Grey is ITU-R 601 luma, as in torchvision.
+    """
+    luma = pixels.new_tensor((0.299, 0.587, 0.114))[:, None, None]
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # 3 x (B, 1, 1, 1)
+    pixels = (pixels * brightness).clamp(0, 255)
+    middle = (pixels * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    pixels = (middle + (pixels - middle) * contrast).clamp(0, 255)
+    grey = (pixels * luma).sum(1, keepdim=True)
+    return (grey + (pixels - grey) * saturation).clamp(0, 255)

@@ -1,0 +1,210 @@
+#!/usr/bin/env bash
+# Which runs make the table: trains ResNet-50 three times (baseline, + multi-scale fusion,
+# + multi-scale fusion and channel attention) alike, and compares SRCC and PLCC.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+readonly HERE
+readonly PYTHON=${PYTHON:-python3}
+readonly NAMES=(exp1_baseline exp2_multiscale exp3_multiscale_attention)
+readonly HYPERIQA=0.8998 SMART_IQA=0.9378 # published SRCC on KonIQ-10k's test images
+
+usage() {
+  cat <<'END'
+usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [FLAG...]
+
+Trains the three configurations one after the other and prints their table.
+
+  --demo          on a small data set drawn on the spot, on a CPU, in at most 8 minutes
+  --seeds N,N,... repeat each configuration with these seeds; the table gives mean and spread
+  -h, --help      this text
+  FLAG...         given to every run: see 'python3 train_resnet_improved.py --help'
+
+Without arguments: KonIQ-10k in ./koniq-10k with the experiment's settings, about 15 minutes a
+configuration on a data-centre GPU (an estimate), about a day each on two CPU cores.
+
+Examples:
+  bash run_resnet_ablation.sh --demo
+  bash run_resnet_ablation.sh --data_path /data/koniq-10k --seeds 42,43,44
+  bash run_resnet_ablation.sh --dataset biq2021 --data_path /data/biq2021 --epochs 5
+
+Yields LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS/ (a log, a record and the predictions of each run,
+and table.txt) and CHECKPOINT_DIR/resnet_improved_*.pth; with several seeds each seed has its own
+folder seed_N under CHECKPOINT_DIR. LOG_DIR is logs and CHECKPOINT_DIR checkpoints unless --log_dir
+and --checkpoint_dir say otherwise. The exit status is 0 only if every run has its figures.
+END
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+configuration_flags() { # NAME
+  case $1 in
+    exp1_baseline) ;;
+    exp2_multiscale) echo --use_multiscale ;;
+    exp3_multiscale_attention) echo --use_multiscale --use_attention ;;
+  esac
+}
+
+run_name() { # NAME SEED: with one seed just NAME, as the log is called
+  if ((${#seeds[@]} == 1)); then echo "$1"; else echo "$1_seed$2"; fi
+}
+
+run_experiment() { # NAME SEED FLAG...: its exit status is the run's
+  local name=$1 seed=$2 folder=$checkpoint_dir run
+  shift 2
+  run=$(run_name "$name" "$seed")
+  if ((${#seeds[@]} > 1)); then folder=$checkpoint_dir/seed_$seed; fi
+
+  echo
+  echo "$run: training ($(date +%H:%M:%S)), log in $log_dir/$run.log"
+  # In the background, so that the trap below can end it; tee has its last line before the log is read.
+  exec {log}> >(exec tee "$log_dir/$run.log")
+  local tee_pid=$!
+  "$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" "$@" \
+    --seed "$seed" --run_name "$run" --log_dir "$log_dir" --checkpoint_dir "$folder" \
+    >&"$log" 2>&1 {log}>&- &
+  child=$!
+  exec {log}>&-
+  local status=0
+  wait "$child" || status=$?
+  child=
+  wait "$tee_pid" || status=1
+  return "$status"
+}
+
+# shellcheck disable=SC2317 # called by the traps
+stop() { # SIGNAL STATUS
+  trap - INT TERM
+  echo "stopped by $1" >&2
+  if [[ -n $child ]]; then
+    kill -TERM "$child" 2>/dev/null || true
+    wait "$child" 2>/dev/null || true
+  fi
+  exit "$2"
+}
+
+metric() { # LABEL METRIC LOG: the figure of a closing line; status 1 where there is none
+  grep -soE "^$1 Test $2: -?[0-9]+[.][0-9]+" "$3" | tail -n 1 | grep -oE -- '-?[0-9.]+$'
+}
+
+figures() { # LABEL METRIC NAME: 'mean spread' over the seeds; status 1 where one is missing
+  local seed values=() value
+  for seed in "${seeds[@]}"; do
+    value=$(metric "$1" "$2" "$log_dir/$(run_name "$3" "$seed").log") || return 1
+    values+=("$value")
+  done
+  printf '%s\n' "${values[@]}" | awk '
+    { x[NR] = $1; sum += $1 }
+    END { mean = sum / NR
+          for (i = 1; i <= NR; i++) squares += (x[i] - mean) ^ 2
+          if (NR == 1) printf "%.4f -\n", mean
+          else printf "%.4f %.4f\n", mean, sqrt(squares / (NR - 1)) }'
+}
+
+cell() { # 'mean spread' -> what the table shows
+  local mean=${1% *} spread=${1#* }
+  if [[ $spread == - ]]; then echo "$mean"; else echo "$mean+-$spread"; fi
+}
+
+table() { # prints the table; status 1 when a figure is missing
+  local name srcc plcc base='' change relative chosen last titles=("baseline" "+ multi-scale" "+ attention")
+  local row='%-16s %16s %16s %10s %10s %16s %16s\n' complete=0 i
+  echo "ResNet-50 ablation, ${#seeds[@]} seed(s): ${seeds[*]}"
+  echo "flags: ${flags[*]}"
+  grep -m 1 -h '^data ' "$log_dir"/exp*.log 2>/dev/null | tr -s ' ' | head -n 1 || true
+  echo
+  # shellcheck disable=SC2059
+  {
+    printf "$row" "" "best on test" "best on test" "to the" "relative" "chosen by val" "last epoch"
+    printf "$row" "configuration" "SRCC" "PLCC" "baseline" "in %" "SRCC" "SRCC"
+    for i in "${!NAMES[@]}"; do
+      name=${NAMES[i]}
+      if [[ -n ${failed[$name]:-} ]] || ! srcc=$(figures Best SRCC "$name") ||
+        ! plcc=$(figures Best PLCC "$name") || ! last=$(figures Last SRCC "$name"); then
+        echo "$(printf '%-16s' "${titles[i]}") FAILED: see ${failed[$name]:-$log_dir/$name*.log}"
+        complete=1
+        continue
+      fi
+      chosen=$(figures Validation-Chosen SRCC "$name") || chosen="none -"
+      if ((i == 0)); then base=${srcc% *}; fi
+      read -r change relative < <(difference "${srcc% *}" "$base")
+      printf "$row" "${titles[i]}" "$(cell "$srcc")" "$(cell "$plcc")" "$change" "$relative" \
+        "$(cell "$chosen")" "$(cell "$last")"
+    done
+  }
+  echo
+  echo "Published SRCC on KonIQ-10k, best on test: HyperIQA (ResNet-50, this setting) $HYPERIQA," \
+    "SMART-IQA (Swin-Base) $SMART_IQA."
+  echo "Best on test takes the epoch that the test images like best: the field's habit, and optimistic."
+  if ((${#seeds[@]} > 1)); then echo "After +- stands the standard deviation over the seeds."; fi
+  if ((demo)); then
+    echo "DEMO: drawn scenes with known damage; these figures are not KonIQ-10k figures."
+  fi
+  return "$complete"
+}
+
+difference() { # SRCC BASE: '+0.0012 +0.13', or dashes where there is no baseline
+  awk -v x="$1" -v base="$2" 'BEGIN {
+    if (base == "" || base == 0) print "- -"; else printf "%+.4f %+.2f\n", x - base, 100 * (x - base) / base }'
+}
+
+seeds=(42)
+flags=(--save_model)
+log_root=logs
+checkpoint_dir=checkpoints
+demo=0
+child=
+declare -A failed=()
+
+while (($#)); do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --demo) demo=1; shift ;;
+    --seeds | --seed)
+      [[ ${2:-} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "$1 takes whole numbers, such as 42,43,44"
+      IFS=, read -ra seeds <<<"$2"
+      shift 2
+      ;;
+    --log_dir) log_root=${2:?error: --log_dir takes a folder}; shift 2 ;;
+    --checkpoint_dir) checkpoint_dir=${2:?error: --checkpoint_dir takes a folder}; shift 2 ;;
+    --use_multiscale | --use_attention | --run_name) fail "$1 is what this script sets for each run" ;;
+    *) flags+=("$1"); shift ;;
+  esac
+done
+if (($(printf '%s\n' "${seeds[@]}" | sort -u | wc -l) < ${#seeds[@]})); then
+  fail "--seeds names a seed twice"
+fi
+
+trap 'stop SIGINT 130' INT
+trap 'stop SIGTERM 143' TERM
+
+if ((demo)); then
+  "$PYTHON" "$HERE/demo_dataset.py" demo/koniq-10k
+  flags=("${flags[@]:0:1}" --dataset koniq-10k --data_path demo/koniq-10k --store_dir demo/pixel_store
+    --backbone_weights none "${flags[@]:1}")
+  if [[ $checkpoint_dir == checkpoints ]]; then checkpoint_dir=demo/checkpoints; fi
+fi
+
+log_dir=$log_root/resnet_ablation_$(date +%Y%m%d_%H%M%S)
+mkdir -p "$log_root"
+mkdir "$log_dir" || fail "$log_dir can't be made, or another ablation began in the same second"
+
+for seed in "${seeds[@]}"; do
+  for name in "${NAMES[@]}"; do
+    # shellcheck disable=SC2046
+    if run_experiment "$name" "$seed" $(configuration_flags "$name"); then continue; fi
+    failed[$name]+="${failed[$name]:+, }$log_dir/$(run_name "$name" "$seed").log"
+    echo "$(run_name "$name" "$seed"): FAILED" >&2
+  done
+done
+
+echo
+status=0
+table >"$log_dir/table.txt.tmp" || status=1
+mv "$log_dir/table.txt.tmp" "$log_dir/table.txt"
+cat "$log_dir/table.txt"
+echo "This table is in $log_dir/table.txt."
+exit "$status"
