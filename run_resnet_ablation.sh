@@ -129,8 +129,8 @@ table() { # prints the table; status 1 when a figure is missing
         continue
       fi
       chosen=$(figures Validation-Chosen SRCC "$name") || chosen="none -"
-      if ((i == 0)); then base=${srcc% *}; fi
       read -r change relative < <(difference "${srcc% *}" "$base")
+      if ((i == 0)); then base=${srcc% *}; fi
       printf "$row" "${titles[i]}" "$(cell "$srcc")" "$(cell "$plcc")" "$change" "$relative" \
         "$(cell "$chosen")" "$(cell "$last")"
     done
@@ -146,9 +146,10 @@ table() { # prints the table; status 1 when a figure is missing
   return "$complete"
 }
 
-difference() { # SRCC BASE: '+0.0012 +0.13', or dashes where there is no baseline
+difference() { # SRCC BASE: '+0.0012 +0.13', or dashes where there is no baseline to compare with
   awk -v x="$1" -v base="$2" 'BEGIN {
-    if (base == "" || base == 0) print "- -"; else printf "%+.4f %+.2f\n", x - base, 100 * (x - base) / base }'
+    if (base == "" || base == 0) print "- -"
+    else printf "%+.4f %+.2f\n", x - base, 100 * (x - base) / base }'
 }
 
 seeds=(42)
@@ -183,8 +184,20 @@ trap 'stop SIGTERM 143' TERM
 
 if ((demo)); then
   "$PYTHON" "$HERE/demo_dataset.py" demo/koniq-10k
-  flags=("${flags[@]:0:1}" --dataset koniq-10k --data_path demo/koniq-10k --store_dir demo/pixel_store
-    --backbone_weights none "${flags[@]:1}")
+  demo_flags=(
+    --data_path demo/koniq-10k
+    --store_dir demo/pixel_store
+    --backbone_weights none
+    --resize 384 512
+    --patch_size 96
+    --train_patch_num 4
+    --test_patch_num 4
+    --epochs 5
+    --batch_size 16
+    --lr 1e-3
+    --lr_ratio 1
+  )
+  flags=("${flags[0]}" "${demo_flags[@]}" "${flags[@]:1}") # what the user gives comes last and holds
   if [[ $checkpoint_dir == checkpoints ]]; then checkpoint_dir=demo/checkpoints; fi
 fi
 

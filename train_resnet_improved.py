@@ -317,6 +317,7 @@ def evaluate(
     """Scores (N,) and stage weights (N, 4) or None of the loader's images: means over their crops.
 
     The loader's plan goes image by image, `crops_per_image` crops each (data_loader.test_plan).
+    Both are float64 of six decimals, so that the predictions CSV holds the very numbers.
     """
     import torch
 
@@ -328,11 +329,12 @@ def evaluate(
             scores.append(score)
             weights.append(stage_weights)
 
-    scores = torch.cat(scores).view(-1, crops_per_image).double().mean(1).float()  # (N,)
+    scores = torch.cat(scores).view(-1, crops_per_image)  # (N, P)
+    scores = scores.cpu().double().mean(1).numpy().round(6)  # (N,)
     if weights[0] is None:
-        return scores.cpu().numpy(), None
-    weights = torch.cat(weights).view(len(scores), crops_per_image, -1).mean(1)  # (N, 4)
-    return scores.cpu().numpy(), weights.cpu().numpy()
+        return scores, None
+    weights = torch.cat(weights).view(len(scores), crops_per_image, -1)  # (N, P, 4)
+    return scores, weights.cpu().double().mean(1).numpy().round(6)  # (N, 4)
 
 
 def mean_by_image(scores: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -460,7 +462,7 @@ def closing_lines(records: list[dict]) -> str:
     }
     lines = []
     for label, (record, how) in chosen.items():
-        if record is None and label == "Validation-Chosen":
+        if label == "Validation-Chosen" and "val_srcc" not in records[-1]:
             lines.append("No validation images: no epoch is chosen by them.")
             continue
         for metric in ("srcc", "plcc"):
@@ -526,17 +528,8 @@ def make_folder(flag: str, folder: str) -> Path:
 # The run ----------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train and evaluate as the flags say. Raises DataError and RunError with one sentence."""
-    data.check_folder(args.dataset, args.data_path)
-    log_dir = make_folder("--log_dir", args.log_dir)
-    record_path = log_dir / f"{args.run_name}.jsonl"
-    predictions_path = log_dir / f"{args.run_name}_predictions.csv"
-    if record_path.exists():
-        raise RunError(f"{record_path} is there already: give another --run_name or --log_dir")
-    if args.save_model:
-        checkpoint_dir = make_folder("--checkpoint_dir", args.checkpoint_dir)
-
+def load_data(args: argparse.Namespace) -> tuple["pd.DataFrame", str]:
+    """The label table with its images found on disk, and where the labels came from."""
     table, source = data.read_labels(
         args.dataset,
         args.data_path,
@@ -544,83 +537,130 @@ def run(args: argparse.Namespace) -> None:
         split_seed=args.split_seed,
         val_fraction=args.val_fraction,
     )
-    table = data.find_images(table, args.data_path)
+    return data.find_images(table, args.data_path), source
 
-    import pandas as pd
-    import torch
 
+def build_model(args: argparse.Namespace, initial_score: float) -> "nn.Module":
+    """The network of the flags; RunError where its weights can't be had."""
     from models_resnet_improved import ResNetImproved, WeightsError
 
-    device = choose_device(args.device)
-    precision = choose_precision(args.amp, device)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")  # TF32 where there is CUDA
-    torch.manual_seed(args.seed)
-    mos = torch.tensor(table["mos"].to_numpy(), dtype=torch.float32, device=device)
-    train_images = np.flatnonzero(table["split"] == "train")
-    judged_images = np.flatnonzero(table["split"] != "train")
     try:
-        model = ResNetImproved(
+        return ResNetImproved(
             use_multiscale=args.use_multiscale,
             use_attention=args.use_attention,
             dropout_rate=args.dropout_rate,
             backbone_weights=args.backbone_weights,
-            initial_score=float(table["mos"][train_images].mean()),
+            initial_score=initial_score,
         )
     except WeightsError as error:
         raise RunError(str(error)) from error
-    model = model.to(device, memory_format=torch.channels_last)
+
+
+def build_optimizer(args: argparse.Namespace, model: "nn.Module", steps: int):
+    """AdamW with a rate for the backbone and one for the new layers; their cosine over `steps`."""
+    import torch
+
     backbone, new = model.parameter_groups()
     optimizer = torch.optim.AdamW(
         [{"params": backbone, "lr": args.lr}, {"params": new, "lr": args.lr * args.lr_ratio}],
         weight_decay=args.weight_decay,
         fused=True,
     )
-    steps = -(-len(train_images) * args.train_patch_num // args.batch_size)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, steps * args.epochs)
+        optimizer, lambda step: learning_rate_factor(step, steps)
     )
+    return optimizer, scheduler
+
+
+def judged_plan(args: argparse.Namespace, table: "pd.DataFrame") -> np.ndarray:
+    """The crops of all validation images, then of all test images.
+
+    Each split's are drawn by themselves, so that test crops don't depend on who validates.
+    """
+    size = {"resize": args.resize, "patch_size": args.patch_size}
+    plans = [
+        data.test_plan(
+            np.flatnonzero(table["split"] == split),
+            crop=args.test_crop,
+            patches=args.test_patch_num,
+            **size,
+        )
+        for split in ("val", "test")
+    ]
+    return np.concatenate(plans)
+
+
+def judge(judged: "pd.DataFrame", scores: np.ndarray) -> dict[str, float]:
+    """val_srcc, test_srcc, test_plcc ... of the judged images' scores, for the splits there are."""
+    figures = {}
+    for split in ("val", "test"):
+        part = (judged["split"] == split).to_numpy()
+        if part.any():
+            values = agreement(scores[part], judged["mos"].to_numpy()[part])
+            figures |= {f"{split}_{name}": value for name, value in values.items()}
+    return figures
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train and evaluate as the flags say. Raises DataError and RunError with one sentence."""
+    data.check_folder(args.dataset, args.data_path)
+    log_dir = make_folder("--log_dir", args.log_dir)
+    record_path = log_dir / f"{args.run_name}.jsonl"
+    if record_path.exists():
+        raise RunError(f"{record_path} is there already: give another --run_name or --log_dir")
+    if args.save_model:
+        checkpoint_dir = make_folder("--checkpoint_dir", args.checkpoint_dir)
+    table, source = load_data(args)
+
+    import pandas as pd
+    import torch
+
+    device = choose_device(args.device)
+    precision = choose_precision(args.amp, device)
+    on_cuda = device.type == "cuda"
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")  # TF32 where there is CUDA
+    torch.manual_seed(args.seed)
+
+    train_images = np.flatnonzero(table["split"] == "train")
+    model = build_model(args, initial_score=float(table["mos"][train_images].mean()))
+    model = model.to(device, memory_format=torch.channels_last)
+    steps = -(-len(train_images) * args.train_patch_num // args.batch_size)
+    optimizer, scheduler = build_optimizer(args, model, steps * args.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     store, table = data.open_store(
-        table,
-        args.data_path,
-        resize=args.resize,
-        store_dir=args.store_dir,
-        name=args.dataset,
+        table, args.data_path, resize=args.resize, store_dir=args.store_dir, name=args.dataset
     )
-    rows = table["row"].to_numpy()
-    judged = table.loc[judged_images]
-    workers = args.workers if args.workers is not None else 4 * (device.type == "cuda")
+    mos = torch.tensor(table["mos"].to_numpy(), dtype=torch.float32, device=device)
+    workers = args.workers if args.workers is not None else 4 * on_cuda
 
     def loader(plan: np.ndarray, batch_size: int, jitter: np.ndarray | None = None):
+        rows, size = table["row"].to_numpy(), args.patch_size
         batches = data.Batches(
-            store, rows, plan, patch_size=args.patch_size, batch_size=batch_size, jitter=jitter
+            store, rows, plan, patch_size=size, batch_size=batch_size, jitter=jitter
         )
-        return data.make_loader(batches, workers=workers, pin_memory=device.type == "cuda")
+        return data.make_loader(batches, workers=workers, pin_memory=on_cuda)
 
-    config = configuration(
-        args, table, source, precision, sum(p.numel() for p in model.parameters())
-    )
+    test_plan = judged_plan(args, table)
+    test_batch = max(args.batch_size, 256 if on_cuda else 64)
+    test_loader = loader(test_plan, test_batch)
+    judged = table.loc[test_plan[:: args.test_patch_num, 0]]
+
+    parameters = sum(p.numel() for p in model.parameters())
+    config = configuration(args, table, source, precision, parameters)
     print(describe(config), flush=True)
     if args.save_model:
-        best_path = checkpoint_dir / f"{model_name(args)}_best.pth"
-        last_path = checkpoint_dir / f"{model_name(args)}_last.pth"
+        best_path, last_path = (
+            checkpoint_dir / f"{model_name(args)}_{which}.pth" for which in ("best", "last")
+        )
         keep_earlier(best_path)
         keep_earlier(last_path)
-    plan = data.test_plan(
-        judged_images,
-        crop=args.test_crop,
-        patches=args.test_patch_num,
-        resize=args.resize,
-        patch_size=args.patch_size,
-    )
-    test_loader = loader(plan, max(args.batch_size, 256 if device.type == "cuda" else 64))
-    test_patches = len(plan)
 
     records, frames = [], []
     for epoch in range(1, args.epochs + 1):
-        began = time.monotonic()
+        began, rates = time.monotonic(), scheduler.get_last_lr()
+        name = f"epoch {epoch}/{args.epochs}"
         plan = data.training_plan(
             train_images,
             patches=args.train_patch_num,
@@ -629,14 +669,15 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
             epoch=epoch,
         )
-        jitter = data.jitter_plan(len(plan), seed=args.seed, epoch=epoch)
-        watch = data.Progress(f"epoch {epoch}/{args.epochs} training", args.batch_size)
-        if epoch == 1 and device.type == "cpu":
-            watch = announce_time(watch, args, len(plan), test_patches)
-        rates = [group["lr"] for group in optimizer.param_groups]
+        jitter = None
+        if args.color_jitter:
+            jitter = data.jitter_plan(len(plan), seed=args.seed, epoch=epoch)
+        watch = data.Progress(f"{name} training", len(plan), "patches", args.batch_size)
+        if epoch == 1 and not on_cuda:
+            watch = announce_time(watch, args, len(plan), len(test_plan))
         loss, train_scores = train_one_epoch(
             model,
-            loader(plan, args.batch_size, jitter if args.color_jitter else None),
+            loader(plan, args.batch_size, jitter),
             mos,
             optimizer,
             scheduler,
@@ -645,53 +686,49 @@ def run(args: argparse.Namespace) -> None:
             watch=watch,
         )
         trained = time.monotonic()
+
+        watch = data.Progress(f"{name} evaluation", len(test_plan), "patches", test_batch)
         scores, weights = evaluate(
             model,
             test_loader,
-            test_patches // len(judged_images),
+            args.test_patch_num,
             device=device,
             precision=precision,
-            watch=data.Progress(
-                f"epoch {epoch}/{args.epochs} evaluation", test_loader.dataset.batch_size
-            ),
+            watch=watch,
         )
+        evaluated = time.monotonic()
 
         fitted, fitted_images = mean_by_image(train_scores, plan[:, 0])
-        train_mos = table["mos"].to_numpy()[fitted_images]
-        record = {"type": "epoch", "epoch": epoch, "loss": loss}
-        record["train_srcc"] = agreement(fitted, train_mos)["srcc"]
-        for split in ("val", "test"):
-            part = (judged["split"] == split).to_numpy()
-            if part.any():
-                values = agreement(scores[part], judged["mos"].to_numpy()[part])
-                record |= {f"{split}_{name}": value for name, value in values.items()}
-        record |= {"lr_backbone": rates[0], "lr_new": rates[1]}
-        record |= {
+        record = {
+            "type": "epoch",
+            "epoch": epoch,
+            "loss": loss,
+            "train_srcc": agreement(fitted, table["mos"].to_numpy()[fitted_images])["srcc"],
+            **judge(judged, scores),
+            "lr_backbone": rates[0],
+            "lr_new": rates[1],
             "patches_per_second": len(plan) / (trained - began),
-            "test_patches_per_second": test_patches / (time.monotonic() - trained),
-            "seconds": time.monotonic() - began,
+            "test_patches_per_second": len(test_plan) / (evaluated - trained),
+            "seconds": evaluated - began,
         }
         record = {k: None if v != v else v for k, v in record.items()}  # JSON knows no NaN
-        if epoch == 1:
-            print(HEADER)
-        print(epoch_row(record), flush=True)
+        print(f"{HEADER}\n{epoch_row(record)}" if epoch == 1 else epoch_row(record), flush=True)
 
         records.append(record)
         frames.append(predictions_frame(epoch, judged, scores, weights))
+        predictions = pd.concat(frames).to_csv(index=False)
+        data.write_atomically(log_dir / f"{args.run_name}_predictions.csv", predictions)
         lines = [json.dumps(line) for line in (config, *records)]
-        data.write_atomically(predictions_path, pd.concat(frames).to_csv(index=False))
         data.write_atomically(record_path, "\n".join(lines) + "\n")
         if args.save_model:
             content = {"model": model.state_dict(), "config": config, "epochs": records}
             if best_epoch(records, "test") is record:
                 save_checkpoint(best_path, content)
-            state = {
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "scaler": scaler.state_dict(),
-                "rng": torch.get_rng_state(),
-            }
-            save_checkpoint(last_path, content | state)
+            content["optimizer"] = optimizer.state_dict()
+            content["scheduler"] = scheduler.state_dict()
+            content["scaler"] = scaler.state_dict()
+            content["rng"] = torch.get_rng_state()
+            save_checkpoint(last_path, content)
 
     print(closing_lines(records))
 
@@ -724,6 +761,9 @@ def main() -> int:
         run(args)
     except (DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a disk that is full, a file that went away
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; epochs that are not in the record are lost", file=sys.stderr)

@@ -1,0 +1,115 @@
+"""Small data sets in the publishers' layouts, made for each test; real data where there is any."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_DATA = ROOT.parent / "shared" / "data"
+# What makes a training run short: one tiny batch, no pre-trained weights.
+TINY = ["--backbone_weights", "none", "--resize", "48", "40", "--patch_size", "32"]
+TINY += ["--batch_size", "4", "--epochs", "2", "--train_patch_num", "2", "--test_patch_num", "3"]
+TINY += ["--amp", "off", "--device", "cpu"]
+
+
+def photo(path: Path, level: int, size: tuple[int, int] = (64, 48)) -> None:
+    """A grey image with noise about `level`; the name gives the noise."""
+    rng = np.random.default_rng(sum(path.name.encode()))
+    pixels = rng.normal(level, 20, (size[1], size[0], 3)).clip(0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def make_biq2021(folder: Path, train: int = 12, test: int = 5) -> Path:
+    """BIQ2021's layout with its traps: names with spaces, another case on disk, empty columns."""
+    rows = {
+        "Train": [(f"ss01 ({i}).jpg", i / train) for i in range(train)],
+        "Test": [(f"ss03 ({i}).jpg", i / test) for i in range(test)],
+    }
+    for split, images in rows.items():
+        wide = split == "Train"
+        with open(folder / f"{split} (Images and MOS).csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["Image Name", "MOS"] + ["", ""] * wide)
+            writer.writerows([[name, mos] + ["", ""] * wide for name, mos in images])
+        for name, mos in images:
+            photo(folder / "Images" / name, 30 + int(190 * mos))
+    (folder / "Images" / "ss01 (2).jpg").rename(folder / "Images" / "ss01 (2).JPG")
+    return folder
+
+
+def make_koniq10k(folder: Path, train: int = 6, val: int = 2, test: int = 3) -> Path:
+    """KonIQ-10k's layout with both label files, both splits and the larger images."""
+    names = [f"{1000 + i}.jpg" for i in range(train + val + test)]
+    sets = ["training"] * train + ["validation"] * val + ["test"] * test
+    mos = np.linspace(20, 80, len(names))
+    for name, value in zip(names, mos):
+        photo(folder / "1024x768" / name, int(value * 2))
+    write_koniq_csvs(folder, names, mos, sets)
+    for part, kind in (("train", "training"), ("test", "test")):
+        entries = [
+            {"image": f"koniq_{part}/{n}", "score": m}
+            for n, m, s in zip(names, mos, sets)
+            if s == kind
+        ]
+        (folder / f"koniq_{part}.json").write_text(json.dumps(entries))
+    return folder
+
+
+def write_koniq_csvs(folder: Path, names, mos, sets) -> None:
+    lines = ["image_name,c1,MOS,SD,MOS_zscore"]
+    lines += [f"{n},1,{1 + m / 25},0.5,{m}" for n, m in zip(names, mos)]
+    (folder / "koniq10k_scores_and_distributions.csv").write_text("\n".join(lines) + "\n")
+    lines = ["image_name,c1,MOS,SD,set"] + [
+        f"{n},1,{m},0.5,{s}" for n, m, s in zip(names, mos, sets)
+    ]
+    (folder / "koniq10k_distributions_sets.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def biq2021(tmp_path):
+    folder = tmp_path / "biq2021"
+    folder.mkdir()
+    return make_biq2021(folder)
+
+
+@pytest.fixture
+def koniq10k(tmp_path):
+    folder = tmp_path / "koniq-10k"
+    folder.mkdir()
+    return make_koniq10k(folder)
+
+
+@pytest.fixture
+def real_data():
+    if not REAL_DATA.is_dir():
+        pytest.skip("the real labels and photographs are not on this machine")
+    return REAL_DATA
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Run a script of the project as a user does, in an empty folder; returns the process."""
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(script: str, *arguments, timeout: int = 240, **environment):
+        command = ["bash"] if script.endswith(".sh") else [sys.executable]
+        return subprocess.run(
+            [*command, str(ROOT / script), *map(str, arguments)],
+            cwd=work,
+            env=os.environ | {"PYTHON": sys.executable} | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    run.folder = work
+    return run

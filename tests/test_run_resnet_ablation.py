@@ -1,0 +1,211 @@
+"""The shell script, with real short runs and with a stand-in for Python that ends as told."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from conftest import ROOT, TINY
+
+# Takes the place of python3: writes what a run's console shows, or fails, hangs, forgets a figure.
+STAND_IN = """#!/usr/bin/env bash
+while (($#)); do case $1 in --run_name) name=$2 ;; --seed) seed=$2 ;; esac; shift; done
+echo "$name" >>"$CALLS"
+echo "data        a data set"
+case "$name" in
+  $FAILING*) echo "error: this run fails"; exit 1 ;;
+  $HANGING*) exec sleep 60 ;;
+  $FORGETTING*) exit 0 ;;
+esac
+srcc=0.9$((seed % 10))${name:3:1}0
+echo "Best Test SRCC: $srcc  (epoch 2, chosen on the test images themselves: optimistic)"
+echo "Best Test PLCC: 0.9500  (epoch 2, chosen on the test images themselves: optimistic)"
+echo "Validation-Chosen Test SRCC: 0.8$((seed % 10))00  (epoch 1, chosen on the validation images)"
+echo "Last Test SRCC: -0.0100  (epoch 3, not chosen)"
+"""
+
+
+@pytest.fixture
+def ablation(run_script, tmp_path):
+    """Run the script with the stand-in; returns the process, with `.folder` of its logs."""
+    stand_in = tmp_path / "stand_in"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+
+    def run(*arguments, failing="none", hanging="none", forgetting="none"):
+        done = run_script(
+            "run_resnet_ablation.sh",
+            *arguments,
+            PYTHON=str(stand_in),
+            CALLS=str(tmp_path / "calls"),
+            FAILING=failing,
+            HANGING=hanging,
+            FORGETTING=forgetting,
+        )
+        folders = sorted((run_script.folder / "logs").glob("resnet_ablation_*"))
+        done.folder = folders[-1] if folders else None
+        return done
+
+    run.calls = tmp_path / "calls"
+    return run
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """The table's cells by configuration."""
+    titles = ("baseline", "+ multi-scale", "+ attention")
+    found = {}
+    for line in table.splitlines():
+        for title in titles:
+            if line.startswith(f"{title}  "):
+                found[title] = line[len(title) :].split()
+    return found
+
+
+def test_the_three_configurations_end_in_a_table(koniq10k, run_script):
+    done = run_script(
+        "run_resnet_ablation.sh", *TINY, "--data_path", koniq10k, "--epochs", 1, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (run_script.folder / "logs").iterdir()
+    assert re.fullmatch(r"resnet_ablation_\d{8}_\d{6}", folder.name)
+    names = ["exp1_baseline", "exp2_multiscale", "exp3_multiscale_attention"]
+    suffixes = [".jsonl", ".log", "_predictions.csv"]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        [n + s for n in names for s in suffixes] + ["table.txt"]
+    )
+    table = (folder / "table.txt").read_text()
+    assert table in done.stdout and "0.8998" in table and "0.9378" in table
+    cells = rows(table)
+    for name, title in zip(names, cells):
+        log = (folder / f"{name}.log").read_text()
+        assert log in done.stdout  # what the console showed
+        assert f"Best Test SRCC: {cells[title][0]} " in log
+        assert f"Best Test PLCC: {cells[title][1]} " in log
+    assert len(cells) == 3
+    kinds = ("ss_noatt", "ms_noatt", "ms_att")
+    wanted = [f"resnet_improved_{k}_{w}.pth" for k in kinds for w in ("best", "last")]
+    assert sorted(os.listdir(run_script.folder / "checkpoints")) == sorted(wanted)
+
+
+def test_differences_are_to_the_baseline(ablation):
+    done = ablation()
+    assert done.returncode == 0
+    assert rows(done.stdout) == {
+        "baseline": ["0.9210", "0.9500", "-", "-", "0.8200", "-0.0100"],
+        "+ multi-scale": ["0.9220", "0.9500", "+0.0010", "+0.11", "0.8200", "-0.0100"],
+        "+ attention": ["0.9230", "0.9500", "+0.0020", "+0.22", "0.8200", "-0.0100"],
+    }
+
+
+def test_several_seeds_give_mean_and_spread(ablation):
+    done = ablation("--seeds", "41,43")
+    assert done.returncode == 0
+    assert rows(done.stdout)["baseline"][0] == "0.9210+-0.0141"
+    assert rows(done.stdout)["+ attention"][2:4] == ["+0.0020", "+0.22"]
+    assert len(ablation.calls.read_text().split()) == 6
+    assert (done.folder / "exp2_multiscale_seed43.log").is_file()
+
+
+def test_a_failed_run_leaves_the_others_and_is_named(ablation):
+    done = ablation(failing="exp2")
+    assert done.returncode == 1
+    assert rows(done.stdout)["+ multi-scale"][0] == "FAILED:"
+    assert f"logs/{done.folder.name}/exp2_multiscale.log" in done.stdout
+    assert rows(done.stdout)["+ attention"][0] == "0.9230"
+    assert len(ablation.calls.read_text().split()) == 3
+
+
+def test_without_a_baseline_there_are_no_differences(ablation):
+    done = ablation(failing="exp1")
+    assert done.returncode == 1
+    assert rows(done.stdout)["+ attention"][:4] == ["0.9230", "0.9500", "-", "-"]
+
+
+def test_one_failed_seed_fails_its_row(ablation):
+    done = ablation("--seeds", "1,2", failing="exp3_multiscale_attention_seed2")
+    assert done.returncode == 1
+    row = rows(done.stdout)["+ attention"]
+    assert row[0] == "FAILED:" and row[-1].endswith("exp3_multiscale_attention_seed2.log")
+
+
+def test_a_missing_figure_is_an_error_not_a_blank(ablation):
+    done = ablation(forgetting="exp2")
+    assert done.returncode == 1
+    assert rows(done.stdout)["+ multi-scale"][0] == "FAILED:"
+
+
+def test_wrong_data_fails_every_run_with_its_sentence(run_script):
+    done = run_script("run_resnet_ablation.sh", "--data_path", "nowhere", timeout=120)
+    assert done.returncode == 1
+    assert done.stdout.count("error: --data_path nowhere: no such folder") == 3
+    assert done.stdout.count("FAILED: see") == 3
+
+
+@pytest.mark.parametrize("signal_number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_all_of_it(tmp_path, signal_number, status):
+    stand_in = tmp_path / "stand_in"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    environment = {"PYTHON": stand_in, "CALLS": tmp_path / "calls", "HANGING": "exp1"}
+    process = subprocess.Popen(
+        ["bash", ROOT / "run_resnet_ablation.sh"],
+        cwd=tmp_path,
+        env=os.environ | {k: str(v) for k, v in environment.items()} | {"FAILING": "none"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "calls").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    if signal_number == signal.SIGINT:
+        os.killpg(process.pid, signal_number)  # as a terminal does
+    else:
+        process.send_signal(signal_number)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == status and "stopped by SIG" in errors
+    assert (tmp_path / "calls").read_text().split() == ["exp1_baseline"]
+    assert "best on test" not in output  # no table is announced
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--seeds", "a"], "takes whole numbers"),
+        (["--seeds"], "takes whole numbers"),
+        (["--seeds", "1,1"], "names a seed twice"),
+        (["--use_multiscale"], "is what this script sets"),
+        (["--run_name", "x"], "is what this script sets"),
+    ],
+)
+def test_wrong_arguments_get_one_sentence(ablation, arguments, message):
+    done = ablation(*arguments)
+    assert done.returncode == 2 and message in done.stderr and done.folder is None
+
+
+def test_help_explains(ablation):
+    done = ablation("-h")
+    assert done.returncode == 0 and done.folder is None
+    for text in ("--demo", "--seeds", "Examples:", "table.txt"):
+        assert text in done.stdout
+
+
+def test_arguments_with_spaces_arrive_whole(koniq10k, run_script, tmp_path):
+    moved = koniq10k.rename(tmp_path / "my $(touch broken) data")
+    done = run_script("run_resnet_ablation.sh", "--data_path", moved, "--epochs", "0", timeout=120)
+    assert done.returncode == 1 and "--epochs: 0 is not" in done.stdout
+    done = run_script("run_resnet_ablation.sh", "--data_path", f"{moved}/no", timeout=120)
+    assert f"--data_path {moved}/no: no such folder" in done.stdout
+    assert not (run_script.folder / "broken").exists()
+
+
+def test_the_script_is_clean():
+    checker = shutil.which("shellcheck")
+    if checker is None:
+        pytest.skip("shellcheck is not installed")
+    assert subprocess.run([checker, ROOT / "run_resnet_ablation.sh"]).returncode == 0
