@@ -245,7 +245,8 @@ def test_predictions_are_enough_to_recompute_every_figure(finished):
         "w4",
     ]
     assert frame.groupby(["epoch", "split"]).size().tolist() == [3, 2, 3, 2]
-    assert frame[["w1", "w2", "w3", "w4"]].sum(axis=1).to_numpy() == pytest.approx(np.ones(10))
+    sums = frame[["w1", "w2", "w3", "w4"]].sum(axis=1)
+    assert sums.to_numpy() == pytest.approx(np.ones(10), abs=1e-5)
     for epoch in epochs:
         for split in ("val", "test"):
             rows = frame[(frame["epoch"] == epoch["epoch"]) & (frame["split"] == split)]
