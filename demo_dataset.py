@@ -71,7 +71,7 @@ def blur(scene: Image.Image, amount: float, rng: np.random.Generator) -> Image.I
 
 def compress(scene: Image.Image, amount: float, rng: np.random.Generator) -> Image.Image:
     file = BytesIO()
-    scene.save(file, "JPEG", quality=round(70 * (1 - amount) ** 1.5) + 4)
+    scene.save(file, "JPEG", quality=round(40 * (1 - amount) ** 2) + 2)
     return Image.open(file).convert("RGB")
 
 

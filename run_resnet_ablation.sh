@@ -189,11 +189,10 @@ if ((demo)); then
     --store_dir demo/pixel_store
     --backbone_weights none
     --resize 384 512
-    --patch_size 96
-    --train_patch_num 4
-    --test_patch_num 4
-    --epochs 5
-    --batch_size 16
+    --patch_size 64
+    --train_patch_num 8
+    --test_patch_num 8
+    --epochs 4
     --lr 1e-3
     --lr_ratio 1
   )
