@@ -139,12 +139,24 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
         table.columns = ["name", "mos"]
         table["mos"] = numbers(table["mos"], scores_csv)
         source = "MOS_zscore of koniq10k_scores_and_distributions.csv"
+        if sets is not None:
+            both = table.merge(sets, left_on="name", right_on="image_name")
+            wrong = both["name"][(both["mos"] - both["MOS"]).abs() > 0.01]
+            if len(wrong):
+                raise DataError(
+                    f"{folder}: {len(wrong)} labels differ between {scores_csv.name} and "
+                    f"{sets_csv.name}: {first_few(wrong)}"
+                )
     elif sets is not None:
         table = sets[["image_name", "MOS"]].set_axis(["name", "mos"], axis=1)
         source = "MOS of koniq10k_distributions_sets.csv"
     elif lists:
         table = pd.concat(lists.values(), ignore_index=True).set_axis(["name", "mos"], axis=1)
         table["mos"] = numbers(table["mos"].astype(str), folder / "koniq_*.json")
+        if table["mos"].max() <= 5:
+            raise DataError(
+                f"{folder}: the scores of koniq_*.json are on 1..5; a label CSV is needed"
+            )
         source = "scores of koniq_train.json and koniq_test.json"
     else:
         raise DataError(
@@ -155,14 +167,14 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
     parts = {}
     if split == "json":
         parts = {s: set(lists[s]["name"]) for s in lists}
-        source += "; split of koniq_train.json and koniq_test.json"
+        source += "; koniq_train.json and koniq_test.json"
         if sets is not None:
             parts["val"] = set(sets["image_name"][sets["set"] == "validation"])
             source += ", validation of koniq10k_distributions_sets.csv"
     elif split == "official":
         names = {"training": "train", "validation": "val", "test": "test"}
         parts = {names[k]: set(group) for k, group in sets.groupby("set")["image_name"]}
-        source += "; split of koniq10k_distributions_sets.csv"
+        source += "; set of koniq10k_distributions_sets.csv"
     if parts:
         check_parts(parts, lists, table, folder)
         where = {name: part for part, members in parts.items() for name in members}
@@ -194,9 +206,8 @@ def check_parts(parts: dict, lists: dict, table: "pd.DataFrame", folder: Path) -
         scored = entries[entries["score"].notna()]
         scores = numbers(scored["score"].astype(str), path)
         wrong = scored["name"][(scores - scored["name"].map(mos)).abs() > 0.01]
-        if scores.max() > 5 and len(
-            wrong
-        ):  # lists on 1..5 are met as well: only their split counts
+        on_labels_scale = scores.max() > 5  # lists on 1..5 are met as well: their split counts
+        if on_labels_scale and len(wrong):
             raise DataError(
                 f"{path}: {len(wrong)} scores differ from the labels in the CSV: {first_few(wrong)}"
             )
@@ -237,7 +248,7 @@ def read_biq2021(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
                 {"image": "Images/" + table["Image Name"], "mos": mos * 100, "split": name}
             )
         )
-    return pd.concat(tables, ignore_index=True), "MOS and split of the Train and Test CSVs"
+    return pd.concat(tables, ignore_index=True), "MOS of the Train and Test CSVs; the same two files"
 
 
 class DataSet(NamedTuple):
@@ -285,7 +296,7 @@ def read_labels(
         order = rng.permutation(len(table))
         table.loc[order[: round(0.2 * len(table))], "split"] = "test"
         table.loc[order[round(0.2 * len(table)) :], "split"] = "train"
-        source += f"; random 80/20 split by --split_seed {split_seed}"
+        source += f"; random 80/20 by --split_seed {split_seed}"
 
     has_val = bool((table["split"] == "val").any())
     if val_fraction and has_val:
@@ -590,9 +601,16 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            options = {"unit": f" {self.unit}", "unit_scale": self.scale, "dynamic_ncols": True}
-            total = self.total / self.scale
-            yield from tqdm(steps, desc=self.what, total=total, leave=False, **options)
+            with tqdm(
+                desc=self.what,
+                total=self.total,
+                unit=f" {self.unit}",
+                leave=False,
+                dynamic_ncols=True,
+            ) as bar:
+                for step in steps:
+                    yield step
+                    bar.update(min(self.scale, self.total - bar.n))
             return
         began = spoken = time.monotonic()
         for step_number, step in enumerate(steps):
@@ -606,6 +624,16 @@ class Progress:
                     flush=True,
                 )
             yield step
+
+
+def say(line: str) -> None:
+    """Print a line, above the bar where there is one."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        tqdm.write(line)
+    else:
+        print(line, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -401,13 +401,15 @@ def describe(config: dict) -> str:
     flags, images = config["flags"], config["images"]
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
     published = tuple(images.values()) in data.DATASETS[flags["dataset"]].published
+    labels, _, split = config["labels"].partition("; ")
     crops = f"{flags['test_crop']}, {flags['test_patch_num']} an image"
     lines = {
         "model": f"{config['model']}, {config['parameters'] / 1e6:.2f} M parameters, "
         f"backbone weights {flags['backbone_weights']}, dropout {flags['dropout_rate']:g}",
         "data": f"{flags['dataset']} in {flags['data_path']}: {counts} images "
         f"({'a published split' if published else 'not a published split'})",
-        "labels": config["labels"],
+        "labels": labels,
+        "split": split,
         "fingerprint": config["data_fingerprint"],
         "crops": f"{flags['patch_size']} of {flags['resize'][0]} x {flags['resize'][1]} (H x W); "
         f"training {flags['train_patch_num']} an image and epoch, colour jitter "
@@ -745,10 +747,9 @@ def announce_time(watch, args: argparse.Namespace, train_patches: int, test_patc
                 rate = (measured - 1) * args.batch_size / (time.monotonic() - began)
                 # A patch of evaluation costs about a quarter of one of training.
                 seconds = args.epochs * (train_patches + test_patches / 4) / rate
-                print(
+                data.say(
                     "no CUDA device in use: this trains on the CPU, about "
-                    f"{data.duration(seconds)} for {args.epochs} epochs at {rate:.1f} patches/s",
-                    flush=True,
+                    f"{data.duration(seconds)} for {args.epochs} epochs at {rate:.1f} patches/s"
                 )
             yield batch
 

@@ -64,6 +64,22 @@ def test_scores_of_1_to_5_are_refused(koniq10k):
         read_labels("koniq-10k", koniq10k)
 
 
+def test_split_lists_on_1_to_5_are_no_labels(koniq10k):
+    for file in koniq10k.glob("*.csv"):
+        file.unlink()
+    for name in ("koniq_train.json", "koniq_test.json"):
+        edit_json(koniq10k / name, lambda e: [{**x, "score": 3.0} for x in e])
+    with pytest.raises(DataError, match=r"on 1\.\.5; a label CSV is needed"):
+        read_labels("koniq-10k", koniq10k)
+
+
+def test_label_files_that_contradict_are_refused(koniq10k):
+    path = koniq10k / "koniq10k_distributions_sets.csv"
+    path.write_text(path.read_text().replace("1003.jpg,1,38.0,", "1003.jpg,1,39.0,"))
+    with pytest.raises(DataError, match=r"1 labels differ between .*: 1003\.jpg"):
+        read_labels("koniq-10k", koniq10k)
+
+
 def test_without_a_split_the_error_says_where_both_come_from(koniq10k):
     for name in ("koniq_train.json", "koniq_test.json", "koniq10k_distributions_sets.csv"):
         (koniq10k / name).unlink()
