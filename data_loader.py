@@ -248,7 +248,9 @@ def read_biq2021(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
                 {"image": "Images/" + table["Image Name"], "mos": mos * 100, "split": name}
             )
         )
-    return pd.concat(tables, ignore_index=True), "MOS of the Train and Test CSVs; the same two files"
+    return pd.concat(
+        tables, ignore_index=True
+    ), "MOS of the Train and Test CSVs; the same two files"
 
 
 class DataSet(NamedTuple):

@@ -62,10 +62,18 @@ def number(kind: type, low: float, high: float = math.inf, *, open_end: bool = F
     return parse
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Appends the default to a flag's help, but for flags that are off or derive theirs."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        unset = action.default is None or action.default is False
+        return action.help if unset else super()._get_help_string(action)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
 
@@ -73,7 +81,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag = group.add_argument
     flag("--use_multiscale", action="store_true", help="fuse all four stages, not stage 4 alone")
     flag("--use_attention", action="store_true", help="weight the stages; needs --use_multiscale")
-    flag("--dropout_rate", type=number(float, 0, 1, open_end=True), default=0.3, metavar="RATE")
+    flag(
+        "--dropout_rate",
+        type=number(float, 0, 1, open_end=True),
+        default=0.3,
+        metavar="RATE",
+        help="of the reduced maps and the attention; more where training fits and tests don't",
+    )
     flag(
         "--backbone_weights",
         default="imagenet1k_v1",
@@ -91,7 +105,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="auto",
         help="auto: koniq_*.json, else the official one; random: 80/20 by --split_seed",
     )
-    flag("--split_seed", type=number(int, 0), default=0, metavar="N", help="draws a split")
+    flag(
+        "--split_seed",
+        type=number(int, 0),
+        default=0,
+        metavar="N",
+        help="of the random split and of --val_fraction",
+    )
     flag(
         "--val_fraction",
         type=number(float, 0, 0.5),
@@ -107,7 +127,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="height and width of every image before crops (default: 512 384 for koniq-10k as in "
         "HyperIQA, which makes 1024x768 portrait; 384 512 keeps its aspect; 512 512 for biq2021)",
     )
-    flag("--patch_size", type=number(int, 32, 8192), default=224, metavar="N", help="crops' side")
+    flag(
+        "--patch_size",
+        type=number(int, 32, 8192),
+        default=224,
+        metavar="N",
+        help="side of a crop, pixels",
+    )
     flag(
         "--train_patch_num",
         type=number(int, 1, 1000),
@@ -154,9 +180,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("optimisation")
     flag = group.add_argument
-    flag("--epochs", type=number(int, 1, 10_000), default=10, metavar="N")
-    flag("--batch_size", type=number(int, 1, 65_536), default=32, metavar="N", help="crops a step")
-    flag("--lr", type=number(float, 0, 1), default=1e-4, help="initial rate of the backbone")
+    flag(
+        "--epochs",
+        type=number(int, 1, 10_000),
+        default=10,
+        metavar="N",
+        help="passes over the training images; the rates fall over all of them",
+    )
+    flag(
+        "--batch_size",
+        type=number(int, 1, 65_536),
+        default=32,
+        metavar="N",
+        help="crops a step; fewer when memory runs out, which changes training",
+    )
+    flag(
+        "--lr",
+        type=number(float, 0, 1),
+        default=1e-4,
+        metavar="X",
+        help="initial rate of the backbone; more from random weights",
+    )
     flag(
         "--lr_ratio",
         type=number(float, 0, 10_000),
@@ -164,12 +208,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="X",
         help="rate of the new layers over that of the backbone",
     )
-    flag("--weight_decay", type=number(float, 0, 1), default=1e-4, metavar="X")
-    flag("--seed", type=number(int, 0, 2**32 - 1), default=42, metavar="N", help="weights, crops")
+    flag("--weight_decay", type=number(float, 0, 1), default=1e-4, metavar="X", help="of AdamW")
+    flag(
+        "--seed",
+        type=number(int, 0, 2**32 - 1),
+        default=42,
+        metavar="N",
+        help="of initial weights, dropout and training crops",
+    )
 
     group = parser.add_argument_group("run")
     flag = group.add_argument
-    flag("--device", choices=["auto", "cuda", "cpu"], default="auto")
+    flag("--device", choices=["auto", "cuda", "cpu"], default="auto", help="auto: CUDA if there")
     flag(
         "--amp",
         choices=["auto", "bf16", "fp16", "off"],
