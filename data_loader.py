@@ -18,7 +18,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -551,8 +551,8 @@ def build_store(
         with (
             open(temporary, "wb") as file,
             ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Pillow releases the GIL
+            closing(pool.map(store, enumerate(files))) as jobs,  # Ctrl-C drops those that wait
         ):
-            jobs = pool.map(store, enumerate(files))
             done = list(Progress("decoding images", len(files), "images")(jobs))
             os.fsync(file.fileno())
         bad = [f"{image}: {error}" for image, _, error in done if error]

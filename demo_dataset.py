@@ -16,8 +16,10 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 
@@ -111,6 +113,31 @@ def make_image(path: Path, seed: int, number: int) -> tuple[str, float, np.ndarr
     return damage, amount, np.bincount(votes, minlength=6)[1:]
 
 
+def write_labels(folder: Path, names: list[str], votes: np.ndarray, counts: dict[str, int]) -> None:
+    """KonIQ-10k's two label files and two split lists from the votes (N, 5) for 1 to 5."""
+    import pandas as pd
+
+    grades = np.arange(1, 6)
+    mos = votes @ grades / OBSERVERS
+    deviation = np.sqrt(votes @ grades**2 / OBSERVERS - mos**2)
+    labels = pd.DataFrame({"image_name": names, **{f"c{g}": votes[:, g - 1] for g in grades}})
+    labels["c_total"] = OBSERVERS
+    labels["MOS"], labels["SD"] = mos, deviation.round(6)
+    labels["MOS_zscore"] = ((mos - 1) * 25).round(6)
+    labels.to_csv(folder / "koniq10k_scores_and_distributions.csv", index=False)
+
+    shares = labels.assign(**{f"c{g}": votes[:, g - 1] / OBSERVERS for g in grades})
+    shares = shares.drop(columns="MOS").rename(columns={"MOS_zscore": "MOS"})
+    shares["set"] = np.repeat(list(counts), list(counts.values()))
+    shares.to_csv(folder / "koniq10k_distributions_sets.csv", index=False)
+    for part, file in (("training", "koniq_train"), ("test", "koniq_test")):
+        rows = shares[shares["set"] == part]
+        entries = [
+            {"image": f"{file}/{n}", "score": s} for n, s in zip(rows["image_name"], rows["MOS"])
+        ]
+        (folder / f"{file}.json").write_text(json.dumps(entries))
+
+
 def make_demo(folder: Path, *, counts: dict[str, int] = COUNTS, seed: int = 0) -> bool:
     """Write the data set into `folder`; False if it was there already, of this very making.
 
@@ -130,40 +157,32 @@ def make_demo(folder: Path, *, counts: dict[str, int] = COUNTS, seed: int = 0) -
 
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "512x384").mkdir(parents=True)
-    names = [f"{1_000_000 + i}.jpg" for i in range(sum(counts.values()))]
-    paths = [temporary / "512x384" / name for name in names]
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = pool.map(make_image, paths, [seed] * len(paths), range(len(paths)), chunksize=4)
-        done = list(Progress("drawing scenes", len(paths), "images")(jobs))
+    try:
+        (temporary / "512x384").mkdir(parents=True)
+        names = [f"{1_000_000 + i}.jpg" for i in range(sum(counts.values()))]
+        paths = [temporary / "512x384" / name for name in names]
+        with (
+            ProcessPoolExecutor(
+                len(os.sched_getaffinity(0)),
+                initializer=signal.signal,
+                initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is this process's business
+            ) as pool,
+            closing(
+                pool.map(make_image, paths, [seed] * len(paths), range(len(paths)), chunksize=4)
+            ) as jobs,
+        ):
+            done = list(Progress("drawing scenes", len(paths), "images")(jobs))
 
-    votes = np.array([v for _, _, v in done])  # (N, 5)
-    grades = np.arange(1, 6)
-    mos = votes @ grades / OBSERVERS
-    deviation = np.sqrt(votes @ grades**2 / OBSERVERS - mos**2)
-    labels = pd.DataFrame({"image_name": names, **{f"c{g}": votes[:, g - 1] for g in grades}})
-    labels["c_total"] = OBSERVERS
-    labels["MOS"], labels["SD"] = mos, deviation.round(6)
-    labels["MOS_zscore"] = ((mos - 1) * 25).round(6)
-    labels.to_csv(temporary / "koniq10k_scores_and_distributions.csv", index=False)
+        write_labels(temporary, names, np.array([v for _, _, v in done]), counts)
+        damage = {"damage": [d for d, _, _ in done], "amount": [round(a, 6) for _, a, _ in done]}
+        pd.DataFrame({"image": names, **damage}).to_csv(temporary / "demo_damage.csv", index=False)
+        (temporary / "demo.json").write_text(json.dumps(made))
 
-    shares = labels.assign(**{f"c{g}": votes[:, g - 1] / OBSERVERS for g in grades})
-    shares = shares.drop(columns="MOS").rename(columns={"MOS_zscore": "MOS"})
-    shares["set"] = np.repeat(list(counts), list(counts.values()))
-    shares.to_csv(temporary / "koniq10k_distributions_sets.csv", index=False)
-    for part, file in (("training", "koniq_train"), ("test", "koniq_test")):
-        rows = shares[shares["set"] == part]
-        entries = [
-            {"image": f"{file}/{n}", "score": s} for n, s in zip(rows["image_name"], rows["MOS"])
-        ]
-        (temporary / f"{file}.json").write_text(json.dumps(entries))
-    damage = {"damage": [d for d, _, _ in done], "amount": [round(a, 6) for _, a, _ in done]}
-    pd.DataFrame({"image": names, **damage}).to_csv(temporary / "demo_damage.csv", index=False)
-    (temporary / "demo.json").write_text(json.dumps(made))
-
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
@@ -176,6 +195,9 @@ def main() -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; no folder was made", file=sys.stderr)
+        return 130
     counts = ", ".join(f"{n} {part}" for part, n in COUNTS.items())
     print(
         f"demo data set {'drawn in' if new else 'is there already:'} {args.folder}: {counts} images"
