@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,9 +48,11 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+        table = pd.read_csv(
+            path, dtype=str, encoding="utf-8-sig", keep_default_na=False, index_col=False
+        )
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path}: can't be read as CSV ({error})") from error
+        raise DataError(f"{path}: can't be read as CSV ({str(error).strip()})") from error
     missing = [c for c in columns if c not in table.columns]
     if missing:
         raise DataError(
@@ -66,9 +67,9 @@ def numbers(texts: "pd.Series", path: Path) -> "pd.Series":
     import pandas as pd
 
     values = pd.to_numeric(texts, errors="coerce").astype("float64")
-    bad = texts[~np.isfinite(values)]
+    bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        first = ", ".join(f"{value!r} (row {row + 2})" for row, value in bad.head(3).items())
+        first = ", ".join(f"{texts.iloc[i]!r} (entry {i + 1})" for i in bad[:3])
         raise DataError(f"{path}: {len(bad)} scores are not numbers: {first}")
     return values
 
@@ -114,10 +115,11 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
         split = "json" if there else "official" if sets_csv.is_file() else "none"
     if split == "none" or (split == "official" and not sets_csv.is_file()):
         raise DataError(
-            f"{folder}: no split of KonIQ-10k there: put koniq_train.json and koniq_test.json (the "
-            "experiment's 7,046 / 2,010) or koniq10k_distributions_sets.csv (the official 7,058 / "
-            "1,000 / 2,015, from the authors' repository github.com/subpic/koniq, folder metadata) "
-            "there, or give --split random for 80/20 by --split_seed"
+            f"{folder}: no split of KonIQ-10k there: put koniq_train.json and koniq_test.json "
+            "(7,046 / 2,010, the lists that SMART-IQA trains with: github.com/cny123222/"
+            "Perceptual-IQA-CS3324) or koniq10k_distributions_sets.csv (the official 7,058 / "
+            "1,000 / 2,015, from the authors: github.com/subpic/koniq, folder metadata) there, or "
+            "give --split random for 80/20 by --split_seed"
         )
     if split == "json" and len(there) < 2:
         missing = [str(path) for path in jsons.values() if path not in there]
@@ -164,6 +166,7 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
             "(from database.mmsp-kn.de) or koniq10k_distributions_sets.csv there"
         )
 
+    release = koniq_release(folder, set(table["name"]))
     parts = {}
     if split == "json":
         parts = {s: set(lists[s]["name"]) for s in lists}
@@ -183,8 +186,7 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
     else:
         table["split"] = "train"
 
-    images = koniq_image_folder(folder)
-    return table.assign(image=images + "/" + table["name"]), source
+    return table.assign(image=release + "/" + table["name"]), f"{source}; images in {release}/"
 
 
 def check_parts(parts: dict, lists: dict, table: "pd.DataFrame", folder: Path) -> None:
@@ -213,13 +215,14 @@ def check_parts(parts: dict, lists: dict, table: "pd.DataFrame", folder: Path) -
             )
 
 
-def koniq_image_folder(folder: Path) -> str:
-    """The image release that is there: 1024x768 or 512x384, the fuller one where both are."""
+def koniq_release(folder: Path, names: set[str]) -> str:
+    """The release that is there, 1024x768 or 512x384; where both are, that with more of `names`."""
     counts = {
-        name: len(os.listdir(folder / name)) if (folder / name).is_dir() else -1
-        for name in ("1024x768", "512x384")
+        release: len(names & set(os.listdir(folder / release)))
+        for release in ("1024x768", "512x384")
+        if (folder / release).is_dir()
     }
-    return max(counts, key=counts.get)  # the first on a tie
+    return max(counts, key=counts.get, default="1024x768")  # the first on a tie
 
 
 def read_biq2021(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
@@ -268,7 +271,7 @@ DATASETS = {
         0.0,
         ((7046, 1000, 2010), (7046, 0, 2010), (7058, 1000, 2015)),
     ),
-    "biq2021": DataSet(read_biq2021, (512, 512), 0.1, ((9000, 1000, 2000), (10000, 0, 2000))),
+    "biq2021": DataSet(read_biq2021, (512, 512), 0.1, ((10000, 0, 2000),)),
 }
 
 
@@ -402,24 +405,35 @@ def fingerprint(table: "pd.DataFrame") -> str:
 # The pixel store --------------------------------------------------------------------------------
 
 
+EXIF_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # how to undo each EXIF orientation, by Pillow's names
+
+
 def decode(path: Path, height: int, width: int) -> np.ndarray:
     """An image file as uint8 RGB (height, width, 3): turned as EXIF says, resized bilinearly.
 
     16-bit grey is scaled to 8 bits, transparency is laid on white, CMYK, grey and palette become
-    RGB, of several frames the first counts; smaller images are enlarged. Raises OSError,
-    ValueError, SyntaxError or Image.DecompressionBombError for files that aren't whole images.
+    RGB, of several frames the first counts; smaller images are enlarged. Raises whatever Pillow
+    raises for files that aren't whole images, and ValueError for pixels of unknown range.
     """
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image
 
     with Image.open(path) as image:
+        turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         if image.mode.startswith("I") or image.mode == "F":
             values = np.asarray(image)
             if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65535:
                 raise ValueError(f"pixels of mode {image.mode} that are not 16-bit grey")
-            exif = image.getexif()
             image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
-            image.getexif().update(exif)
-        ImageOps.exif_transpose(image, in_place=True)
+        if turn is not None:
+            image = image.transpose(Image.Transpose[turn])
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -430,17 +444,22 @@ def decode(path: Path, height: int, width: int) -> np.ndarray:
 
 
 class PixelStore:
-    """Decoded images as one memory-mapped file: `pixels` is uint8 (N, height, width, 3)."""
+    """Decoded images as one memory-mapped file: `pixels` is uint8 (N, height, width, 3).
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int]):
+    A later run may put another file in its place: this store keeps to the one it was opened on,
+    and raises DataError in a process that can't get at that any more.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int, int], inode: int | None = None):
         self.path, self.shape = path, shape
-
-    @cached_property
-    def pixels(self) -> np.ndarray:
-        return np.memmap(self.path, np.uint8, mode="r", shape=self.shape)
+        with open(path, "rb") as file:
+            self.inode = os.fstat(file.fileno()).st_ino
+            if inode not in (None, self.inode):
+                raise DataError(f"{path}: another run has rebuilt the pixel store; start again")
+            self.pixels = np.memmap(file, np.uint8, mode="r", shape=shape)
 
     def __reduce__(self):  # a worker process maps the file itself instead of receiving the pixels
-        return PixelStore, (self.path, self.shape)
+        return PixelStore, (self.path, self.shape, self.inode)
 
     def crops(self, rows: np.ndarray, tops: np.ndarray, lefts: np.ndarray, size: int) -> np.ndarray:
         """The crops of `size` x `size` pixels at (rows, tops, lefts): uint8 (B, size, size, 3)."""
@@ -463,7 +482,8 @@ def open_store(
     Returns the store and the table with two more columns: `row` (in the store) and `crc32` (of
     the row's pixels). The store is STORE_DIR/NAME-HEIGHTxWIDTH-XXXXXXXX.u8 with a .json header;
     XXXXXXXX stands for the data folder's path. It fits as long as the header lists every image
-    with its present size and time of change. One process builds while others wait.
+    with its present size and time of change; otherwise a new one is built, with the rows of those
+    that do. One process builds while others wait.
     Raises DataError that lists every file that is no image, and for a disk that is too small.
     """
     folder, store_dir = Path(data_path).resolve(), Path(store_dir)
@@ -474,59 +494,79 @@ def open_store(
     except OSError as error:
         raise DataError(f"--store_dir {store_dir}: can't be made ({error.strerror})") from error
 
-    stats = [os.stat(folder / image) for image in table["image"]]
-    files = {i: [s.st_size, s.st_mtime_ns] for i, s in zip(table["image"], stats)}
+    files = {image: file_state(folder / image) for image in table["image"]}
     with locked(path.with_suffix(".lock")):
-        header = read_header(path, files, resize)
-        if header is None:
-            header = build_store(path, folder, files, resize)
+        known = read_header(path, resize)
+        if not all(i in known and known[i]["file"] == file for i, file in files.items()):
+            known = build_store(path, folder, files, resize, known)
+        store = PixelStore(path, (len(known), *resize, 3))
     table = table.assign(
-        row=[header["images"][image]["row"] for image in table["image"]],
-        crc32=[header["images"][image]["crc32"] for image in table["image"]],
+        row=[known[image]["row"] for image in table["image"]],
+        crc32=[known[image]["crc32"] for image in table["image"]],
     )
-    return PixelStore(path, (len(header["images"]), *resize, 3)), table
+    return store, table
+
+
+def file_state(path: Path) -> list[int]:
+    """Size and time of change, by which a changed file is known; [] where there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return []
+    return [state.st_size, state.st_mtime_ns]
 
 
 @contextmanager
-def locked(path: Path):
-    """Hold an exclusive lock on `path`; a second process waits here until the first is done."""
+def locked(path: Path, *, wait: bool = True):
+    """Hold an exclusive lock on `path`; a second process waits until the first is done.
+
+    Raises BlockingIOError instead of waiting where `wait` is False.
+    """
     import fcntl
 
     try:
         file = open(path, "w")  # noqa: SIM115 (closed below, once it is known to open)
     except OSError as error:
         raise DataError(
-            f"--store_dir {path.parent}: can't be written to ({error.strerror}); give it a folder "
-            "that can"
+            f"{path.parent}: can't be written to ({error.strerror}); give --store_dir or "
+            "--checkpoint_dir a folder that can"
         ) from error
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
-def read_header(path: Path, files: dict[str, list[int]], resize: tuple[int, int]) -> dict | None:
-    """The store's header if store and header are whole and hold all `files`, else None."""
+def read_header(path: Path, resize: tuple[int, int]) -> dict[str, dict]:
+    """What the store holds: row, crc32 and file state by image; empty where it isn't whole."""
     try:
         header = json.loads(path.with_suffix(".json").read_text())
         images = header["images"]
-        fits = (
+        whole = (
             header["version"] == STORE_VERSION
             and header["resize"] == list(resize)
             and path.stat().st_size == len(images) * resize[0] * resize[1] * 3
-            and all(i in images and images[i]["file"] == file for i, file in files.items())
+            and all(set(entry) == {"row", "crc32", "file"} for entry in images.values())
         )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return header if fits else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return images if whole else {}
 
 
 def build_store(
-    path: Path, folder: Path, files: dict[str, list[int]], resize: tuple[int, int]
-) -> dict:
-    """Decode all `files` on all cores into a temporary file, rename it, write the header."""
-    from PIL import Image
+    path: Path,
+    folder: Path,
+    files: dict[str, list[int]],
+    resize: tuple[int, int],
+    known: dict[str, dict],
+) -> dict[str, dict]:
+    """Decode all `files` on all cores into a temporary file, rename it, write the header.
 
+    Images that the present store has (`known`) as they are now are copied from it.
+    """
     size = resize[0] * resize[1] * 3
+    old = PixelStore(path, (len(known), *resize, 3)).pixels if known else None
+    for left_behind in path.parent.glob(f"{path.stem}.*.tmp"):  # by a build that was killed
+        left_behind.unlink()
     free = shutil.disk_usage(path.parent).free
     if free < size * len(files):
         raise DataError(
@@ -534,11 +574,21 @@ def build_store(
             f"and {free / 1e9:.1f} GB are free; give it a folder with more"
         )
 
+    def stored(image: str) -> np.ndarray | None:
+        """The present store's pixels of an image that hasn't changed, if they are whole."""
+        entry = known.get(image)
+        if entry is None or entry["file"] != files[image]:
+            return None
+        pixels = old[entry["row"]]
+        return pixels if zlib.crc32(pixels.data.cast("B")) == entry["crc32"] else None
+
     def store(row_and_image: tuple[int, str]) -> tuple[str, int, str]:
         row, image = row_and_image
         try:
-            pixels = decode(folder / image, *resize)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            pixels = stored(image)
+            if pixels is None:
+                pixels = decode(folder / image, *resize)
+        except Exception as error:  # Pillow raises many kinds; each file is named in one list below
             return image, 0, str(error).splitlines()[0] if str(error) else type(error).__name__
         data = np.ascontiguousarray(pixels).data.cast("B")
         written = os.pwrite(file.fileno(), data, row * size)
@@ -574,7 +624,7 @@ def build_store(
     }
     header = {"version": STORE_VERSION, "resize": list(resize), "images": images}
     write_atomically(path.with_suffix(".json"), json.dumps(header))
-    return header
+    return images
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -617,7 +667,7 @@ class Progress:
         began = spoken = time.monotonic()
         for step_number, step in enumerate(steps):
             now, done = time.monotonic(), step_number * self.scale
-            if now - spoken >= SECONDS_BETWEEN_LINES:
+            if done and now - spoken >= SECONDS_BETWEEN_LINES:
                 spoken, rate = now, done / (now - began)
                 print(
                     f"{self.what}: {done:,} of {self.total:,} {self.unit}, {rate:.1f}/s, "

@@ -3,6 +3,10 @@
 # + multi-scale fusion and channel attention) alike, and compares SRCC and PLCC.
 set -euo pipefail
 
+if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
+  echo "error: this script needs bash 4.4 or newer, and this is $BASH_VERSION" >&2
+  exit 2
+fi
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly HERE
 readonly PYTHON=${PYTHON:-python3}
@@ -30,8 +34,8 @@ Examples:
 
 Yields LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS/ (a log, a record and the predictions of each run,
 and table.txt) and CHECKPOINT_DIR/resnet_improved_*.pth; with several seeds each seed has its own
-folder seed_N under CHECKPOINT_DIR. LOG_DIR is logs and CHECKPOINT_DIR checkpoints unless --log_dir
-and --checkpoint_dir say otherwise. The exit status is 0 only if every run has its figures.
+folder seed_N under CHECKPOINT_DIR. LOG_DIR is logs and CHECKPOINT_DIR checkpoints (of the demo:
+demo/checkpoints) unless --log_dir and --checkpoint_dir say otherwise. The exit status is 0 only if every run has its figures.
 END
 }
 
@@ -60,25 +64,30 @@ run_experiment() { # NAME SEED FLAG...: its exit status is the run's
 
   echo
   echo "$run: training ($(date +%H:%M:%S)), log in $log_dir/$run.log"
-  # In the background, so that the trap below can end it; tee has its last line before the log is read.
+  # tee has its last line before the log is read
   exec {log}> >(exec tee "$log_dir/$run.log")
-  local tee_pid=$!
-  "$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" "$@" \
+  local tee_pid=$! status=0
+  watched "$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" "$@" \
     --seed "$seed" --run_name "$run" --log_dir "$log_dir" --checkpoint_dir "$folder" \
-    >&"$log" 2>&1 {log}>&- &
-  child=$!
+    >&"$log" 2>&1 || status=$?
   exec {log}>&-
+  wait "$tee_pid" || status=1
+  return "$status"
+}
+
+watched() { # COMMAND...: run it in the background, where the traps below can end it
   local status=0
+  "$@" &
+  child=$!
   wait "$child" || status=$?
   child=
-  wait "$tee_pid" || status=1
   return "$status"
 }
 
 # shellcheck disable=SC2317 # called by the traps
 stop() { # SIGNAL STATUS
   trap - INT TERM
-  echo "stopped by $1" >&2
+  echo "stopped by $1" >&"$console"
   if [[ -n $child ]]; then
     kill -TERM "$child" 2>/dev/null || true
     wait "$child" 2>/dev/null || true
@@ -104,13 +113,22 @@ figures() { # LABEL METRIC NAME: 'mean spread' over the seeds; status 1 where on
           else printf "%.4f %.4f\n", mean, sqrt(squares / (NR - 1)) }'
 }
 
+chosen_figures() { # NAME: as figures; 'none -' where no run has validation images
+  figures Validation-Chosen SRCC "$1" && return
+  local seed
+  for seed in "${seeds[@]}"; do
+    grep -qs "^No validation images" "$log_dir/$(run_name "$1" "$seed").log" || return 1
+  done
+  echo "none -"
+}
+
 cell() { # 'mean spread' -> what the table shows
   local mean=${1% *} spread=${1#* }
   if [[ $spread == - ]]; then echo "$mean"; else echo "$mean+-$spread"; fi
 }
 
 table() { # prints the table; status 1 when a figure is missing
-  local name srcc plcc base='' change relative chosen last titles=("baseline" "+ multi-scale" "+ attention")
+  local name srcc plcc base='' change relative chosen last logs titles=("baseline" "+ multi-scale" "+ attention")
   local row='%-16s %16s %16s %10s %10s %16s %16s\n' complete=0 i
   echo "ResNet-50 ablation, ${#seeds[@]} seed(s): ${seeds[*]}"
   echo "flags: ${flags[*]}"
@@ -123,12 +141,13 @@ table() { # prints the table; status 1 when a figure is missing
     for i in "${!NAMES[@]}"; do
       name=${NAMES[i]}
       if [[ -n ${failed[$name]:-} ]] || ! srcc=$(figures Best SRCC "$name") ||
-        ! plcc=$(figures Best PLCC "$name") || ! last=$(figures Last SRCC "$name"); then
-        echo "$(printf '%-16s' "${titles[i]}") FAILED: see ${failed[$name]:-$log_dir/$name*.log}"
+        ! plcc=$(figures Best PLCC "$name") || ! last=$(figures Last SRCC "$name") ||
+        ! chosen=$(chosen_figures "$name"); then
+        logs=$(printf '%s ' "$log_dir/$name"*.log)
+        printf '%-16s FAILED: see %s\n' "${titles[i]}" "${failed[$name]:-$logs}"
         complete=1
         continue
       fi
-      chosen=$(figures Validation-Chosen SRCC "$name") || chosen="none -"
       read -r change relative < <(difference "${srcc% *}" "$base")
       if ((i == 0)); then base=${srcc% *}; fi
       printf "$row" "${titles[i]}" "$(cell "$srcc")" "$(cell "$plcc")" "$change" "$relative" \
@@ -155,22 +174,33 @@ difference() { # SRCC BASE: '+0.0012 +0.13', or dashes where there is no baselin
 seeds=(42)
 flags=(--save_model)
 log_root=logs
-checkpoint_dir=checkpoints
+checkpoint_dir=
 demo=0
 child=
 declare -A failed=()
 
 while (($#)); do
+  if [[ $1 == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
   case $1 in
     -h | --help) usage; exit 0 ;;
     --demo) demo=1; shift ;;
     --seeds | --seed)
       [[ ${2:-} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "$1 takes whole numbers, such as 42,43,44"
       IFS=, read -ra seeds <<<"$2"
+      seeds=("${seeds[@]/#/10#}") # 042 is 42
+      for i in "${!seeds[@]}"; do seeds[i]=$((seeds[i])); done
       shift 2
       ;;
-    --log_dir) log_root=${2:?error: --log_dir takes a folder}; shift 2 ;;
-    --checkpoint_dir) checkpoint_dir=${2:?error: --checkpoint_dir takes a folder}; shift 2 ;;
+    --log_dir)
+      log_root=${2:-}
+      [[ -n $log_root ]] || fail "$1 takes a folder"
+      shift 2
+      ;;
+    --checkpoint_dir)
+      checkpoint_dir=${2:-}
+      [[ -n $checkpoint_dir ]] || fail "$1 takes a folder"
+      shift 2
+      ;;
     --use_multiscale | --use_attention | --run_name) fail "$1 is what this script sets for each run" ;;
     *) flags+=("$1"); shift ;;
   esac
@@ -179,12 +209,14 @@ if (($(printf '%s\n' "${seeds[@]}" | sort -u | wc -l) < ${#seeds[@]})); then
   fail "--seeds names a seed twice"
 fi
 
+exec {console}>&2 # a trap that runs within a run would write to its log
 trap 'stop SIGINT 130' INT
 trap 'stop SIGTERM 143' TERM
 
 if ((demo)); then
-  "$PYTHON" "$HERE/demo_dataset.py" demo/koniq-10k
+  watched "$PYTHON" "$HERE/demo_dataset.py" demo/koniq-10k
   demo_flags=(
+    --device cpu
     --data_path demo/koniq-10k
     --store_dir demo/pixel_store
     --backbone_weights none
@@ -197,8 +229,9 @@ if ((demo)); then
     --lr_ratio 1
   )
   flags=("${flags[0]}" "${demo_flags[@]}" "${flags[@]:1}") # what the user gives comes last and holds
-  if [[ $checkpoint_dir == checkpoints ]]; then checkpoint_dir=demo/checkpoints; fi
+  checkpoint_dir=${checkpoint_dir:-demo/checkpoints}
 fi
+checkpoint_dir=${checkpoint_dir:-checkpoints}
 
 log_dir=$log_root/resnet_ablation_$(date +%Y%m%d_%H%M%S)
 mkdir -p "$log_root"

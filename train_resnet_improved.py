@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -416,7 +417,9 @@ def configuration(
     args: argparse.Namespace, table: "pd.DataFrame", source: str, precision: str, parameters: int
 ) -> dict:
     """All that a result stands on: flags, data, versions, machine."""
+    import pandas as pd
     import PIL
+    import scipy
     import torch
     import torchvision
 
@@ -439,6 +442,8 @@ def configuration(
             "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__),
             "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "pandas": pd.__version__,
             "pillow": PIL.__version__,
         },
         "git_commit": git_commit(),
@@ -457,7 +462,7 @@ def describe(config: dict) -> str:
         "model": f"{config['model']}, {config['parameters'] / 1e6:.2f} M parameters, "
         f"backbone weights {flags['backbone_weights']}, dropout {flags['dropout_rate']:g}",
         "data": f"{flags['dataset']} in {flags['data_path']}: {counts} images "
-        f"({'a published split' if published else 'not a published split'})",
+        f"({'the' if published else 'not the'} counts of a published split)",
         "labels": labels,
         "split": split,
         "fingerprint": config["data_fingerprint"],
@@ -505,6 +510,9 @@ def best_epoch(records: list[dict], split: str) -> dict | None:
     return max(ranked, key=lambda r: r[f"{split}_srcc"], default=None)
 
 
+UNDEFINED = "scores or labels that are all the same, or not finite"
+
+
 def closing_lines(records: list[dict]) -> str:
     """Test SRCC and PLCC of three epochs: best on test, chosen on validation, last."""
     chosen = {
@@ -520,7 +528,7 @@ def closing_lines(records: list[dict]) -> str:
         for metric in ("srcc", "plcc"):
             value = (record or {}).get(f"test_{metric}")
             if value is None:
-                lines.append(f"{label} Test {metric.upper()}: undefined (constant predictions)")
+                lines.append(f"{label} Test {metric.upper()}: undefined ({UNDEFINED})")
             else:
                 lines.append(
                     f"{label} Test {metric.upper()}: {value:.4f}  (epoch {record['epoch']}, {how})"
@@ -563,6 +571,15 @@ def keep_earlier(path: Path) -> None:
         kept = path.with_name(f"{path.stem}.{written:%Y%m%d_%H%M%S}{path.suffix}")
         path.rename(kept)
         print(f"the earlier {path} is kept as {kept.name}")
+
+
+def claim(path: Path, text: str) -> None:
+    """Begin a record; RunError where another run has begun one of that name meanwhile."""
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise RunError(f"{path} is there already: give another --run_name or --log_dir") from error
 
 
 def make_folder(flag: str, folder: str) -> Path:
@@ -656,12 +673,25 @@ def judge(judged: "pd.DataFrame", scores: np.ndarray) -> dict[str, float]:
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate as the flags say. Raises DataError and RunError with one sentence."""
     data.check_folder(args.dataset, args.data_path)
+    if not args.save_model:
+        return train(args, None)
+    checkpoint_dir = make_folder("--checkpoint_dir", args.checkpoint_dir)
+    try:
+        with data.locked(checkpoint_dir / f".{model_name(args)}.lock", wait=False):
+            train(args, checkpoint_dir)
+    except BlockingIOError as error:
+        raise RunError(
+            f"another run is writing {checkpoint_dir}/{model_name(args)}_*.pth: give another "
+            "--checkpoint_dir"
+        ) from error
+
+
+def train(args: argparse.Namespace, checkpoint_dir: Path | None) -> None:
+    """The run itself: data, model, optimizer, loop. Checkpoints only where there is a folder."""
     log_dir = make_folder("--log_dir", args.log_dir)
     record_path = log_dir / f"{args.run_name}.jsonl"
     if record_path.exists():
         raise RunError(f"{record_path} is there already: give another --run_name or --log_dir")
-    if args.save_model:
-        checkpoint_dir = make_folder("--checkpoint_dir", args.checkpoint_dir)
     table, source = load_data(args)
 
     import pandas as pd
@@ -671,13 +701,19 @@ def run(args: argparse.Namespace) -> None:
     precision = choose_precision(args.amp, device)
     on_cuda = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")  # TF32 where there is CUDA
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32; autocast is what is fast
     torch.manual_seed(args.seed)
 
     train_images = np.flatnonzero(table["split"] == "train")
     model = build_model(args, initial_score=float(table["mos"][train_images].mean()))
     model = model.to(device, memory_format=torch.channels_last)
-    steps = -(-len(train_images) * args.train_patch_num // args.batch_size)
+    crops = len(train_images) * args.train_patch_num
+    steps = -(-crops // args.batch_size)
+    if args.patch_size == 32 and crops - (steps - 1) * args.batch_size == 1:
+        raise RunError(
+            f"--batch_size {args.batch_size} leaves a last batch of one crop, whose 1 x 1 maps at "
+            "--patch_size 32 can't be batch-normalised: change either"
+        )
     optimizer, scheduler = build_optimizer(args, model, steps * args.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
@@ -695,14 +731,15 @@ def run(args: argparse.Namespace) -> None:
         return data.make_loader(batches, workers=workers, pin_memory=on_cuda)
 
     test_plan = judged_plan(args, table)
-    test_batch = max(args.batch_size, 256 if on_cuda else 64)
+    test_batch = args.batch_size * (8 if on_cuda else 2)  # 256 on CUDA at the default
     test_loader = loader(test_plan, test_batch)
     judged = table.loc[test_plan[:: args.test_patch_num, 0]]
 
     parameters = sum(p.numel() for p in model.parameters())
     config = configuration(args, table, source, precision, parameters)
     print(describe(config), flush=True)
-    if args.save_model:
+    claim(record_path, json.dumps(config) + "\n")
+    if checkpoint_dir:
         best_path, last_path = (
             checkpoint_dir / f"{model_name(args)}_{which}.pth" for which in ("best", "last")
         )
@@ -772,14 +809,15 @@ def run(args: argparse.Namespace) -> None:
         data.write_atomically(log_dir / f"{args.run_name}_predictions.csv", predictions)
         lines = [json.dumps(line) for line in (config, *records)]
         data.write_atomically(record_path, "\n".join(lines) + "\n")
-        if args.save_model:
+        if checkpoint_dir:
             content = {"model": model.state_dict(), "config": config, "epochs": records}
             if best_epoch(records, "test") is record:
-                save_checkpoint(best_path, content)
+                save_checkpoint(best_path, content | {"chosen_on": "test"})
             content["optimizer"] = optimizer.state_dict()
             content["scheduler"] = scheduler.state_dict()
             content["scaler"] = scaler.state_dict()
             content["rng"] = torch.get_rng_state()
+            content["cuda_rng"] = torch.cuda.get_rng_state_all()
             save_checkpoint(last_path, content)
 
     print(closing_lines(records))
@@ -790,11 +828,14 @@ def announce_time(watch, args: argparse.Namespace, train_patches: int, test_patc
 
     def watched(loader):
         measured = min(ESTIMATE_AFTER, len(loader) - 1)
+        first = min(1, measured - 1)  # the first step warms up, if there are others to measure
+        if measured == 0:
+            data.say("no CUDA device in use: this trains on the CPU, a step an epoch")
         for step, batch in enumerate(watch(loader)):
-            if step == min(1, measured):  # the first step warms up
+            if step == first:
                 began = time.monotonic()
-            if measured > 1 and step == measured:
-                rate = (measured - 1) * args.batch_size / (time.monotonic() - began)
+            if step == measured > 0:
+                rate = (measured - first) * args.batch_size / (time.monotonic() - began)
                 # A patch of evaluation costs about a quarter of one of training.
                 seconds = args.epochs * (train_patches + test_patches / 4) / rate
                 data.say(
@@ -806,8 +847,15 @@ def announce_time(watch, args: argparse.Namespace, train_patches: int, test_patc
     return watched
 
 
+def stop_on_sigterm(*_) -> None:
+    """End as after an error, so that temporary files are removed."""
+    print("stopped by SIGTERM; epochs that are not in the record are lost", file=sys.stderr)
+    raise SystemExit(143)
+
+
 def main() -> int:
     args = parse_args()
+    signal.signal(signal.SIGTERM, stop_on_sigterm)
     try:
         run(args)
     except (DataError, RunError) as error:
@@ -815,6 +863,15 @@ def main() -> int:
         return 1
     except OSError as error:  # a disk that is full, a file that went away
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print(
+            f"error: out of memory ({str(error).splitlines()[0]}): give a smaller --batch_size, "
+            "and say so beside your numbers, as it changes the training",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; epochs that are not in the record are lost", file=sys.stderr)

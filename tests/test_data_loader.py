@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import functional as transforms
 
 import data_loader as data
@@ -85,7 +85,12 @@ def test_without_a_split_the_error_says_where_both_come_from(koniq10k):
         (koniq10k / name).unlink()
     with pytest.raises(DataError) as error:
         read_labels("koniq-10k", koniq10k)
-    for text in ("koniq_train.json", "koniq10k_distributions_sets.csv", "subpic/koniq"):
+    for text in (
+        "koniq_train.json",
+        "koniq10k_distributions_sets.csv",
+        "subpic/koniq",
+        "Perceptual-IQA-CS3324",
+    ):
         assert text in str(error.value)
     assert "--split random" in str(error.value)
 
@@ -164,8 +169,14 @@ def test_the_row_order_of_the_files_changes_nothing(koniq10k):
 def test_the_fuller_image_release_is_taken(koniq10k):
     assert read_labels("koniq-10k", koniq10k)[0]["image"].str.startswith("1024x768/").all()
     (koniq10k / "1024x768").rename(koniq10k / "512x384")
-    photo(koniq10k / "1024x768" / "1000.jpg", 50)
-    assert read_labels("koniq-10k", koniq10k)[0]["image"].str.startswith("512x384/").all()
+    for name in (
+        "1000.jpg",
+        *(f"Thumbs{i}.db" for i in range(20)),
+    ):  # others than images don't count
+        (koniq10k / "1024x768").mkdir(exist_ok=True)
+        (koniq10k / "1024x768" / name).touch()
+    table, source = read_labels("koniq-10k", koniq10k)
+    assert table["image"].str.startswith("512x384/").all() and "images in 512x384/" in source
 
 
 # BIQ2021
@@ -228,6 +239,15 @@ def test_byte_order_mark_and_crlf_are_read(biq2021):
     path = biq2021 / "Test (Images and MOS).csv"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(path.read_bytes().splitlines()) + b"\r\n")
     assert read_labels("biq2021", biq2021)[0].equals(before)
+
+
+def test_rows_that_end_in_a_comma_are_read(biq2021):
+    before, _ = read_labels("biq2021", biq2021)
+    path = biq2021 / "Test (Images and MOS).csv"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *(row + "," for row in rows)]) + "\n")
+    with pytest.warns(match="Length of header"):
+        assert read_labels("biq2021", biq2021)[0].equals(before)
 
 
 def test_missing_images_are_counted_named_and_placed(biq2021):
@@ -300,6 +320,17 @@ def test_exif_orientation_is_applied(tmp_path):
     assert (pixels[:24] == 255).all() and (pixels[24:] == 0).all()
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_pillows(tmp_path, orientation):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened))
+    assert (data.decode(tmp_path / "a.png", *expected.shape[:2]) == expected).all()
+
+
 def test_of_several_frames_the_first_counts(tmp_path):
     frames = [Image.new("RGB", (40, 48), c) for c in ((250, 0, 0), (0, 250, 0))]
     frames[0].save(tmp_path / "a.mpo", save_all=True, append_images=frames[1:], quality=100)
@@ -331,6 +362,8 @@ def test_all_bad_files_are_named_at_once(biq2021, tmp_path):
     whole = (images / "ss01 (0).jpg").read_bytes()
     (images / "ss01 (0).jpg").write_bytes(whole[: len(whole) // 2])
     (images / "ss01 (3).jpg").write_bytes(b"")
+    (images / "ss01 (4).jpg").unlink()
+    (images / "ss01 (4).jpg").symlink_to("nowhere")
     (images / "ss03 (4).jpg").write_text("this is no image")
     Image.fromarray(np.zeros((8, 8), np.float32)).save(images / "float.tif")
     (images / "float.tif").rename(images / "ss01 (5).jpg")
@@ -340,8 +373,15 @@ def test_all_bad_files_are_named_at_once(biq2021, tmp_path):
     with pytest.raises(DataError) as error:
         open_store(biq2021, tmp_path)
     message = str(error.value)
-    assert message.startswith("5 of 17 files under")
-    for name in ("ss01 (0).jpg", "ss01 (3).jpg", "ss03 (4).jpg", "ss01 (5).jpg", "ss01 (7).jpg"):
+    assert message.startswith("6 of 17 files under")
+    for name in (
+        "ss01 (0).jpg",
+        "ss01 (3).jpg",
+        "ss01 (4).jpg",
+        "ss03 (4).jpg",
+        "ss01 (5).jpg",
+        "ss01 (7).jpg",
+    ):
         assert f"Images/{name}: " in message
     assert sorted(p.suffix for p in (tmp_path / "store").iterdir()) == [".lock"]
 
@@ -385,14 +425,41 @@ def test_another_split_of_the_same_images_uses_the_same_store(koniq10k, tmp_path
     assert data.fingerprint(other) != data.fingerprint(table)
 
 
-def test_a_changed_image_rebuilds_the_store(biq2021, tmp_path):
+def test_only_a_changed_image_is_decoded_again(biq2021, tmp_path, monkeypatch):
     before, table = open_store(biq2021, tmp_path)
-    old = before.pixels.copy()
+    decode, decoded = data.decode, []
+    monkeypatch.setattr(data, "decode", lambda p, *size: decoded.append(p.name) or decode(p, *size))
     photo(biq2021 / "Images" / "ss03 (1).jpg", 10)
     after, changed = open_store(biq2021, tmp_path)
-    different = [(old[i] != after.pixels[i]).any() for i in range(len(old))]
-    assert sum(different) == 1
+    assert decoded == ["ss03 (1).jpg"]
+    different = [(a != b).any() for a, b in zip(before.pixels, after.pixels)]
+    assert sum(different) == 1  # and the old store is still what it was
     assert data.fingerprint(changed) != data.fingerprint(table)
+
+
+def test_a_row_with_flipped_bytes_is_not_copied(biq2021, tmp_path):
+    store, table = open_store(biq2021, tmp_path)
+    whole = store.path.read_bytes()
+    with open(store.path, "r+b") as file:
+        file.seek(3000)
+        file.write(b"broken")
+    photo(biq2021 / "Images" / "ss03 (1).jpg", 10)
+    again, _ = open_store(biq2021, tmp_path)
+    row = table.set_index("image")["row"]["Images/ss03 (1).jpg"]
+    expected = np.frombuffer(whole, np.uint8).reshape(store.shape)
+    assert [i for i in range(17) if (again.pixels[i] != expected[i]).any()] == [row]
+
+
+def test_a_run_keeps_its_pixels_when_another_rebuilds_the_store(koniq10k, tmp_path):
+    import pickle
+
+    store, _ = open_store(koniq10k, tmp_path, dataset="koniq-10k")
+    before, sent = store.pixels.copy(), pickle.dumps(store)
+    photo(koniq10k / "1024x768" / "1000.jpg", 3)
+    open_store(koniq10k, tmp_path, dataset="koniq-10k")
+    assert (store.pixels == before).all()
+    with pytest.raises(DataError, match="another run has rebuilt the pixel store"):
+        pickle.loads(sent)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "headless", "bad header", "other version"])

@@ -48,9 +48,9 @@ def test_parameters_of_each_part():
     assert count(model.target_net) == 0
 
 
-def test_every_parameter_gets_a_gradient(named_model):
-    _, model = named_model
-    model.train().zero_grad()
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_parameter_gets_a_gradient(name):
+    model = build(name).train()
     scores, _ = model(torch.randn(2, 3, 64, 64))
     (scores - torch.tensor([20.0, 80.0])).abs().mean().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]

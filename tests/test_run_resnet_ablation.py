@@ -13,8 +13,11 @@ from conftest import ROOT, TINY
 
 # Takes the place of python3: writes what a run's console shows, or fails, hangs, forgets a figure.
 STAND_IN = """#!/usr/bin/env bash
+all=$*
+case $1 in *demo_dataset.py) echo "draw $2" >>"$CALLS"; exit ;; esac
 while (($#)); do case $1 in --run_name) name=$2 ;; --seed) seed=$2 ;; esac; shift; done
 echo "$name" >>"$CALLS"
+echo "called with $all"
 echo "data        a data set"
 case "$name" in
   $FAILING*) echo "error: this run fails"; exit 1 ;;
@@ -88,7 +91,8 @@ def test_the_three_configurations_end_in_a_table(koniq10k, run_script):
     assert len(cells) == 3
     kinds = ("ss_noatt", "ms_noatt", "ms_att")
     wanted = [f"resnet_improved_{k}_{w}.pth" for k in kinds for w in ("best", "last")]
-    assert sorted(os.listdir(run_script.folder / "checkpoints")) == sorted(wanted)
+    written = (run_script.folder / "checkpoints").glob("resnet*")
+    assert sorted(p.name for p in written) == sorted(wanted)
 
 
 def test_differences_are_to_the_baseline(ablation):
@@ -99,6 +103,39 @@ def test_differences_are_to_the_baseline(ablation):
         "+ multi-scale": ["0.9220", "0.9500", "+0.0010", "+0.11", "0.8200", "-0.0100"],
         "+ attention": ["0.9230", "0.9500", "+0.0020", "+0.22", "0.8200", "-0.0100"],
     }
+
+
+def test_the_demo_draws_its_data_and_says_that_it_is_a_demo(ablation):
+    done = ablation("--demo", "--epochs", "1")
+    assert done.returncode == 0
+    assert ablation.calls.read_text().splitlines()[0] == "draw demo/koniq-10k"
+    assert "these figures are not KonIQ-10k figures" in done.stdout
+    call = (done.folder / "exp1_baseline.log").read_text().splitlines()[0]
+    for text in ("--data_path demo/koniq-10k", "--backbone_weights none", "--device cpu"):
+        assert text in call
+    assert "--checkpoint_dir demo/checkpoints" in call  # never over an experiment's
+    assert call.index("--epochs 4") < call.index("--epochs 1")  # the user's flag holds
+
+
+def test_the_demos_flags_are_understood(ablation):
+    import train_resnet_improved as train
+
+    done = ablation("--demo")
+    call = (done.folder / "exp3_multiscale_attention.log").read_text().splitlines()[0]
+    args = train.parse_args(call.split("train_resnet_improved.py ")[1].split())
+    assert args.use_attention and args.save_model and args.backbone_weights == "none"
+
+
+def test_flags_with_an_equals_sign_hold_as_well(ablation, tmp_path):
+    done = ablation("--seed=7", f"--log_dir={tmp_path / 'mine'}", "--lr=0.01")
+    (folder,) = (tmp_path / "mine").iterdir()
+    call = (folder / "exp1_baseline.log").read_text().splitlines()[0]
+    assert done.returncode == 0 and "--lr 0.01" in call and "--seed 7 " in call
+
+
+def test_a_figure_that_one_seed_lacks_fails_the_row(ablation):
+    done = ablation("--seeds", "1,2", forgetting="exp2_multiscale_seed2")
+    assert rows(done.stdout)["+ multi-scale"][0] == "FAILED:"
 
 
 def test_several_seeds_give_mean_and_spread(ablation):
@@ -160,7 +197,8 @@ def test_a_signal_ends_all_of_it(tmp_path, signal_number, status):
         text=True,
         start_new_session=True,
     )
-    while not (tmp_path / "calls").exists():
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "calls").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.3)
     if signal_number == signal.SIGINT:
@@ -179,6 +217,9 @@ def test_a_signal_ends_all_of_it(tmp_path, signal_number, status):
         (["--seeds", "a"], "takes whole numbers"),
         (["--seeds"], "takes whole numbers"),
         (["--seeds", "1,1"], "names a seed twice"),
+        (["--seeds", "42,042"], "names a seed twice"),
+        (["--log_dir"], "--log_dir takes a folder"),
+        (["--checkpoint_dir"], "--checkpoint_dir takes a folder"),
         (["--use_multiscale"], "is what this script sets"),
         (["--run_name", "x"], "is what this script sets"),
     ],

@@ -4,7 +4,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -314,7 +313,7 @@ def test_constant_predictions_are_undefined_and_never_the_best():
     fine = {"epoch": 2, "test_srcc": -0.1, "test_plcc": -0.1}
     assert train.best_epoch([constant, fine], "test") is fine
     lines = train.closing_lines([constant]).splitlines()
-    assert lines[0] == "Best Test SRCC: undefined (constant predictions)"
+    assert lines[0] == f"Best Test SRCC: undefined ({train.UNDEFINED})"
     assert "No validation images: no epoch is chosen by them." in lines
 
 
@@ -327,7 +326,7 @@ def test_the_console_is_quiet_in_a_log(koniq10k, run_script):
     assert [line.split()[0] for line in lines[row + 1 : row + 3]] == ["1", "2"]
     assert len({len(line) for line in lines[row : row + 3]}) == 1  # aligned
     assert lines[row + 3].startswith("Best Test SRCC: ")
-    assert "6 train, 2 val, 3 test images (not a published split)" in done.stdout
+    assert "6 train, 2 val, 3 test images (not the counts of a published split)" in done.stdout
     assert sorted(p.name for p in (run_script.folder / "logs").iterdir()) == [
         "quiet.jsonl",
         "quiet_predictions.csv",
@@ -395,7 +394,11 @@ def test_an_output_folder_that_cannot_be_made_is_found_before_training(koniq10k,
         start(koniq10k, tmp_path / "file" / "logs", dataset="koniq-10k")
 
 
-def test_ctrl_c_ends_a_run_without_a_traceback(koniq10k, tmp_path):
+@pytest.mark.parametrize(
+    "signal_number, name, status",
+    [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)],
+)
+def test_a_signal_ends_a_run_without_a_traceback(koniq10k, tmp_path, signal_number, name, status):
     flags = [*TINY, "--data_path", koniq10k, "--epochs", "1000"]
     process = subprocess.Popen(
         [sys.executable, ROOT / "train_resnet_improved.py", *map(str, flags)],
@@ -407,10 +410,10 @@ def test_ctrl_c_ends_a_run_without_a_traceback(koniq10k, tmp_path):
     for line in process.stdout:
         if line.lstrip().startswith("1 "):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal_number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors
-    assert "stopped by Ctrl-C" in errors
+    assert process.returncode == status and "Traceback" not in errors
+    assert f"stopped by {name}" in errors
 
 
 def test_a_folder_of_one_colour_images_still_ends_in_a_record(tmp_path, koniq10k):
@@ -420,12 +423,53 @@ def test_a_folder_of_one_colour_images_still_ends_in_a_record(tmp_path, koniq10k
     assert len(epochs) == 1
 
 
-def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, capsys):
-    monkeypatch.setattr(data, "SECONDS_BETWEEN_LINES", 0.1)
-    for _ in data.Progress("training", 640, "patches", 32)(range(20)):
-        time.sleep(0.02)
-    lines = capsys.readouterr().err.splitlines()
-    assert 2 <= len(lines) <= 4
-    assert re.match(r"training: \d+ of 640 patches, [\d.]+/s, ", lines[0]) and lines[0].endswith(
-        " left"
-    )
+def test_progress_in_a_log_is_a_line_a_minute(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 25))
+    monkeypatch.setattr(data.time, "monotonic", lambda: next(clock))
+    for _ in data.Progress("training", 250, "patches", 32)(range(8)):
+        pass
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 64 of 250 patches, 0.9/s, 4 min left",
+        "training: 160 of 250 patches, 1.1/s, 84 s left",
+    ]
+
+
+def test_a_slow_first_step_is_no_trouble(monkeypatch, capsys):
+    clock = iter([0, 100, 200])
+    monkeypatch.setattr(data.time, "monotonic", lambda: next(clock))
+    assert list(data.Progress("training", 64, "patches", 32)(range(2))) == [0, 1]
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_other_crops_precision_and_jitter_run(tmp_path, koniq10k, capsys):
+    flags = ["--test_crop", "grid", "--test_patch_num", 4, "--amp", "bf16", "--color_jitter"]
+    out = start(koniq10k, tmp_path / "out", *flags, "--train_patch_num", 4, dataset="koniq-10k")
+    config, epochs = records(out)
+    assert config["precision"] == "bf16" and len(epochs) == 2
+    console = capsys.readouterr().out
+    assert "test grid, 4 an image" in console and "colour jitter on" in console
+    assert re.search(r"trains on the CPU, about \d+ s for 2 epochs at [\d.]+ patches/s", console)
+
+
+def test_a_last_batch_that_cannot_be_normalised_is_refused(tmp_path, koniq10k):
+    with pytest.raises(train.RunError, match="--batch_size 11 leaves a last batch of one crop"):
+        start(koniq10k, tmp_path, "--batch_size", 11, dataset="koniq-10k")
+
+
+def test_two_runs_never_write_the_same_checkpoints(tmp_path, koniq10k):
+    with (
+        data.locked(tmp_path / ".resnet_improved_ss_noatt.lock"),
+        pytest.raises(train.RunError, match="another run is writing"),
+    ):
+        start(koniq10k, tmp_path, "--save_model", dataset="koniq-10k")
+
+
+def test_out_of_memory_is_one_sentence(koniq10k, tmp_path, monkeypatch, capsys):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore lines")
+
+    monkeypatch.setattr(train, "run", no_memory)
+    monkeypatch.setattr(sys, "argv", ["train", "--data_path", str(koniq10k)])
+    assert train.main() == 1
+    error = capsys.readouterr().err
+    assert "give a smaller --batch_size" in error and len(error.splitlines()) == 1
