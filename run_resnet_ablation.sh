@@ -222,9 +222,9 @@ if ((demo)); then
     --backbone_weights none
     --resize 384 512
     --patch_size 64
-    --train_patch_num 8
-    --test_patch_num 8
-    --epochs 4
+    --train_patch_num 6
+    --test_patch_num 6
+    --epochs 3
     --lr 1e-3
     --lr_ratio 1
   )
