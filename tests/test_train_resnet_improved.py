@@ -277,7 +277,7 @@ def test_configurations_see_the_same_patches_in_the_same_order(tmp_path, koniq10
     for name, flags in (("a", ()), ("b", ("--use_multiscale",))):
         seen.append([])
         start(koniq10k, tmp_path / name, *flags, dataset="koniq-10k")
-    assert seen[0] == seen[1] and len(seen[0]) == 8
+    assert seen[0] == seen[1] and len(seen[0]) == 10  # 3 training and 2 test batches, twice
 
 
 def test_other_seeds_see_other_patches_but_the_same_test_crops(tmp_path, koniq10k, monkeypatch):
