@@ -251,9 +251,8 @@ def read_biq2021(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
                 {"image": "Images/" + table["Image Name"], "mos": mos * 100, "split": name}
             )
         )
-    return pd.concat(
-        tables, ignore_index=True
-    ), "MOS of the Train and Test CSVs; the same two files"
+    table = pd.concat(tables, ignore_index=True)
+    return table, "MOS of the Train and Test CSVs; the same two files"
 
 
 class DataSet(NamedTuple):
@@ -596,27 +595,22 @@ def build_store(
             os.pwrite(file.fileno(), data[written:], row * size + written)
         return image, zlib.crc32(data), ""
 
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with (
-            open(temporary, "wb") as file,
-            ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Pillow releases the GIL
-            closing(pool.map(store, enumerate(files))) as jobs,  # Ctrl-C drops those that wait
-        ):
-            done = list(Progress("decoding images", len(files), "images")(jobs))
-            os.fsync(file.fileno())
-        bad = [f"{image}: {error}" for image, _, error in done if error]
-        if bad:
-            raise DataError(
-                f"{len(bad)} of {len(files):,} files under {folder} can't be read as images; "
-                "replace them:\n  " + "\n  ".join(bad)
-            )
-        path.with_suffix(".json").unlink(missing_ok=True)  # never an old header for new pixels
-        os.replace(temporary, path)
+        with replacing(path) as file:
+            with (
+                ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Pillow frees the GIL
+                closing(pool.map(store, enumerate(files))) as jobs,  # Ctrl-C drops those that wait
+            ):
+                done = list(Progress("decoding images", len(files), "images")(jobs))
+            bad = [f"{image}: {error}" for image, _, error in done if error]
+            if bad:
+                raise DataError(
+                    f"{len(bad)} of {len(files):,} files under {folder} can't be read as images; "
+                    "replace them:\n  " + "\n  ".join(bad)
+                )
+            path.with_suffix(".json").unlink(missing_ok=True)  # never an old header for new pixels
     except OSError as error:
-        raise DataError(f"{temporary}: can't be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: can't be written ({error.strerror})") from error
 
     images = {
         image: {"row": row, "crc32": crc32, "file": files[image]}
@@ -627,17 +621,24 @@ def build_store(
     return images
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to a temporary file, and rename it to `path` when it is whole on disk."""
+@contextmanager
+def replacing(path: Path):
+    """A temporary binary file that takes the place of `path` when it is whole on disk."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` in the place of `path`, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 class Progress:

@@ -414,7 +414,12 @@ def git_commit() -> str:
 
 
 def configuration(
-    args: argparse.Namespace, table: "pd.DataFrame", source: str, precision: str, parameters: int
+    args: argparse.Namespace,
+    table: "pd.DataFrame",
+    source: str,
+    device: "torch.device",
+    precision: str,
+    parameters: int,
 ) -> dict:
     """All that a result stands on: flags, data, versions, machine."""
     import pandas as pd
@@ -423,7 +428,6 @@ def configuration(
     import torch
     import torchvision
 
-    device = choose_device(args.device)
     cuda = torch.cuda.get_device_name() if device.type == "cuda" else None
     return {
         "type": "config",
@@ -551,17 +555,11 @@ def save_checkpoint(path: Path, content: dict) -> None:
     """torch.save to a temporary file that is renamed when it is whole on disk."""
     import torch
 
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with data.replacing(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise RunError(f"{path}: the checkpoint can't be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def keep_earlier(path: Path) -> None:
@@ -646,13 +644,13 @@ def judged_plan(args: argparse.Namespace, table: "pd.DataFrame") -> np.ndarray:
 
     Each split's are drawn by themselves, so that test crops don't depend on who validates.
     """
-    size = {"resize": args.resize, "patch_size": args.patch_size}
     plans = [
         data.test_plan(
             np.flatnonzero(table["split"] == split),
             crop=args.test_crop,
             patches=args.test_patch_num,
-            **size,
+            resize=args.resize,
+            patch_size=args.patch_size,
         )
         for split in ("val", "test")
     ]
@@ -736,7 +734,7 @@ def train(args: argparse.Namespace, checkpoint_dir: Path | None) -> None:
     judged = table.loc[test_plan[:: args.test_patch_num, 0]]
 
     parameters = sum(p.numel() for p in model.parameters())
-    config = configuration(args, table, source, precision, parameters)
+    config = configuration(args, table, source, device, precision, parameters)
     print(describe(config), flush=True)
     claim(record_path, json.dumps(config) + "\n")
     if checkpoint_dir:

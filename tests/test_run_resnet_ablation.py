@@ -33,11 +33,16 @@ echo "Last Test SRCC: -0.0100  (epoch 3, not chosen)"
 
 
 @pytest.fixture
-def ablation(run_script, tmp_path):
+def stand_in(tmp_path):
+    path = tmp_path / "stand_in"
+    path.write_text(STAND_IN)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def ablation(run_script, stand_in, tmp_path):
     """Run the script with the stand-in; returns the process, with `.folder` of its logs."""
-    stand_in = tmp_path / "stand_in"
-    stand_in.write_text(STAND_IN)
-    stand_in.chmod(0o755)
 
     def run(*arguments, failing="none", hanging="none", forgetting="none"):
         done = run_script(
@@ -183,10 +188,7 @@ def test_wrong_data_fails_every_run_with_its_sentence(run_script):
 
 
 @pytest.mark.parametrize("signal_number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_all_of_it(tmp_path, signal_number, status):
-    stand_in = tmp_path / "stand_in"
-    stand_in.write_text(STAND_IN)
-    stand_in.chmod(0o755)
+def test_a_signal_ends_all_of_it(tmp_path, stand_in, signal_number, status):
     environment = {"PYTHON": stand_in, "CALLS": tmp_path / "calls", "HANGING": "exp1"}
     process = subprocess.Popen(
         ["bash", ROOT / "run_resnet_ablation.sh"],
@@ -240,7 +242,9 @@ def test_arguments_with_spaces_arrive_whole(koniq10k, run_script, tmp_path):
     moved = koniq10k.rename(tmp_path / "my $(touch broken) data")
     done = run_script("run_resnet_ablation.sh", "--data_path", moved, "--epochs", "0", timeout=120)
     assert done.returncode == 1 and "--epochs: 0 is not" in done.stdout
-    done = run_script("run_resnet_ablation.sh", "--data_path", f"{moved}/no", timeout=120)
+    # a log folder of its own: two ablations of one second would be refused
+    flags = ("--data_path", f"{moved}/no", "--log_dir", "other logs")
+    done = run_script("run_resnet_ablation.sh", *flags, timeout=120)
     assert f"--data_path {moved}/no: no such folder" in done.stdout
     assert not (run_script.folder / "broken").exists()
 

@@ -13,7 +13,7 @@ import torch
 
 import data_loader as data
 import train_resnet_improved as train
-from conftest import ROOT, TINY, photo
+from conftest import ROOT, TINY, make_koniq10k, photo
 from metrics import agreement
 from models_resnet_improved import ResNetImproved
 
@@ -117,7 +117,7 @@ def test_center_takes_one_crop():
     assert train.parse_args(["--test_crop", "center"]).test_patch_num == 1
 
 
-def test_help_names_every_flag_with_its_default_without_loading_torch(run_script):
+def test_help_names_every_flag_with_its_default_without_loading_torch():
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train_resnet_improved as t\n"
     code += "try: t.parse_args(['--help'])\nfinally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -191,9 +191,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, biq2021, monkeypatch)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Two runs of the full model with the same seed, one with worker processes; and the console."""
-    from conftest import make_koniq10k
-
+    """Two runs of the full model with the same seed, one with worker processes."""
     base = tmp_path_factory.mktemp("finished")
     folder = base / "koniq-10k"
     folder.mkdir()
