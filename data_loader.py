@@ -9,6 +9,7 @@ To add a data set, write a reader (folder, split mode) -> (label table, where it
 give it a line in DATASETS.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -436,7 +437,8 @@ def decode(path: Path, height: int, width: int) -> np.ndarray:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
+        if image.mode != "RGB":
+            image = image.convert("RGB")
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image)
@@ -449,23 +451,54 @@ class PixelStore:
     and raises DataError in a process that can't get at that any more.
     """
 
+    device = "cpu"
+
     def __init__(self, path: Path, shape: tuple[int, int, int, int], inode: int | None = None):
         self.path, self.shape = path, shape
         with open(path, "rb") as file:
             self.inode = os.fstat(file.fileno()).st_ino
             if inode not in (None, self.inode):
                 raise DataError(f"{path}: another run has rebuilt the pixel store; start again")
-            self.pixels = np.memmap(file, np.uint8, mode="r", shape=shape)
+            # An np.ndarray view: slices of an np.memmap are memmaps too, which costs 10 us each.
+            self.pixels = np.memmap(file, np.uint8, mode="r", shape=shape).view(np.ndarray)
 
     def __reduce__(self):  # a worker process maps the file itself instead of receiving the pixels
         return PixelStore, (self.path, self.shape, self.inode)
 
-    def crops(self, rows: np.ndarray, tops: np.ndarray, lefts: np.ndarray, size: int) -> np.ndarray:
-        """The crops of `size` x `size` pixels at (rows, tops, lefts): uint8 (B, size, size, 3)."""
-        out = np.empty((len(rows), size, size, 3), np.uint8)
-        for i, (row, top, left) in enumerate(zip(rows, tops, lefts)):
-            out[i] = self.pixels[row, top : top + size, left : left + size]
-        return out
+    def crops(self, rows: "Tensor", tops: "Tensor", lefts: "Tensor", size: int) -> "Tensor":
+        """The crops at (rows, tops, lefts): uint8 (B, 3, size, size) in channels_last memory."""
+        import torch
+
+        crops = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
+        corners = zip(rows.tolist(), tops.tolist(), lefts.tolist())
+        for crop, (row, top, left) in zip(crops.numpy(), corners):
+            crop[:] = self.pixels[row, top : top + size, left : left + size]
+        return crops.permute(0, 3, 1, 2)
+
+
+class DeviceStore:
+    """A pixel store's images in a device's memory: `pixels` is uint8 (N, height, width, 3) there.
+
+    Crops are gathered on the device, so that no pixel travels during training.
+    """
+
+    def __init__(self, store: PixelStore, device: "torch.device"):
+        import torch
+
+        self.device = torch.device(device)
+        self.pixels = torch.empty(store.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(self.pixels), 256):  # the host never holds all of it
+            part = torch.from_numpy(np.array(store.pixels[start : start + 256]))
+            self.pixels[start : start + 256] = part.to(device)
+
+    def crops(self, rows: "Tensor", tops: "Tensor", lefts: "Tensor", size: int) -> "Tensor":
+        """The same as PixelStore.crops, from tensors on the device, without waiting for it."""
+        import torch
+
+        side = torch.arange(size, device=self.device)
+        down, across = tops[:, None] + side, lefts[:, None] + side  # (B, size) each
+        crops = self.pixels[rows[:, None, None], down[:, :, None], across[:, None, :]]
+        return crops.permute(0, 3, 1, 2)  # (B, 3, size, size)
 
 
 def open_store(
@@ -486,8 +519,7 @@ def open_store(
     Raises DataError that lists every file that is no image, and for a disk that is too small.
     """
     folder, store_dir = Path(data_path).resolve(), Path(store_dir)
-    place = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    path = store_dir / f"{name}-{resize[0]}x{resize[1]}-{place}.u8"
+    path = store_path(folder, name=name, resize=resize, store_dir=store_dir)
     try:
         store_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -504,6 +536,15 @@ def open_store(
         crc32=[known[image]["crc32"] for image in table["image"]],
     )
     return store, table
+
+
+def store_path(folder: Path, *, name: str, resize: tuple[int, int], store_dir: Path) -> Path:
+    """STORE_DIR/NAME-HEIGHTxWIDTH-XXXXXXXX.u8, where the last part stands for the data folder.
+
+    The header lies beside it, with .json in the place of .u8.
+    """
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return store_dir / f"{name}-{resize[0]}x{resize[1]}-{place}.u8"
 
 
 def file_state(path: Path) -> list[int]:
@@ -595,13 +636,17 @@ def build_store(
             os.pwrite(file.fileno(), data[written:], row * size + written)
         return image, zlib.crc32(data), ""
 
+    done = []
     try:
         with replacing(path) as file:
             with (
                 ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Pillow frees the GIL
                 closing(pool.map(store, enumerate(files))) as jobs,  # Ctrl-C drops those that wait
             ):
-                done = list(Progress("decoding images", len(files), "images")(jobs))
+                for job in Progress("decoding images", len(files), "images")(jobs):
+                    done.append(job)
+                    if len(done) % 64 == 0:  # to disk while others decode, not all at the end
+                        os.fdatasync(file.fileno())
             bad = [f"{image}: {error}" for image, _, error in done if error]
             if bad:
                 raise DataError(
@@ -761,14 +806,14 @@ def jitter_plan(count: int, *, seed: int, epoch: int) -> np.ndarray:
 class Batches:
     """A map-style data set whose items are whole batches of a crop plan.
 
-    Item: a dict of tensors: `patches` uint8 (B, 3, size, size) in channels_last memory, `images`
-    int64 (B,) (the plan's), `flips` bool (B,), and `jitter` float32 (B, 3) where there is any.
-    `rows` maps the plan's images to rows of the store.
+    Item: a dict of tensors on the store's device: `patches` uint8 (B, 3, size, size) in
+    channels_last memory, `images` int64 (B,) (the plan's), `flips` bool (B,), and `jitter` float32
+    (B, 3) where there is any. `rows` maps the plan's images to rows of the store.
     """
 
     def __init__(
         self,
-        store: PixelStore,
+        store: PixelStore | DeviceStore,
         rows: np.ndarray,
         plan: np.ndarray,
         *,
@@ -776,39 +821,43 @@ class Batches:
         batch_size: int,
         jitter: np.ndarray | None = None,
     ):
-        self.store, self.rows, self.plan, self.jitter = store, rows, plan, jitter
-        self.patch_size, self.batch_size = patch_size, batch_size
+        import torch
+
+        self.store, self.patch_size, self.batch_size = store, patch_size, batch_size
+        self.rows = torch.tensor(rows, device=store.device)
+        self.plan = torch.tensor(plan, dtype=torch.int64, device=store.device)
+        self.jitter = None if jitter is None else torch.tensor(jitter, device=store.device)
 
     def __len__(self) -> int:
         return -(-len(self.plan) // self.batch_size)
 
     def __getitem__(self, index: int) -> dict[str, "Tensor"]:
-        import torch
-
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        images, tops, lefts, flips = self.plan[part].T
-        patches = self.store.crops(self.rows[images], tops, lefts, self.patch_size)
+        images, tops, lefts, flips = self.plan[part].unbind(1)
         batch = {
-            "patches": torch.from_numpy(patches).permute(0, 3, 1, 2),  # (B, 3, size, size)
-            "images": torch.from_numpy(images.astype(np.int64)),
-            "flips": torch.from_numpy(flips.astype(bool)),
+            "patches": self.store.crops(self.rows[images], tops, lefts, self.patch_size),
+            "images": images,
+            "flips": flips.bool(),
         }
         if self.jitter is not None:
-            batch["jitter"] = torch.from_numpy(self.jitter[part])
+            batch["jitter"] = self.jitter[part]
         return batch
 
 
-def make_loader(
-    batches: Batches, *, workers: int, pin_memory: bool
-) -> "torch.utils.data.DataLoader":
-    """A DataLoader over whole batches, in the plan's order whatever the number of workers."""
+def make_loader(batches: Batches, *, workers: int, pin: bool) -> "torch.utils.data.DataLoader":
+    """A DataLoader over whole batches, in the plan's order whatever the number of workers.
+
+    `pin` puts the batches of a store in host memory where a CUDA device copies them fastest. A
+    store on the device needs neither that nor workers.
+    """
     import torch
 
+    on_host = isinstance(batches.store, PixelStore)
     return torch.utils.data.DataLoader(
         batches,
         batch_size=None,
-        num_workers=workers,
-        pin_memory=pin_memory,
+        num_workers=workers if on_host else 0,
+        pin_memory=pin and on_host,
         generator=torch.Generator(),  # its own, so that the loader leaves the global one alone
     )
 
@@ -818,12 +867,19 @@ def to_network_input(batch: dict[str, "Tensor"], device: "torch.device") -> "Ten
     import torch
 
     moved = {k: v.to(device, non_blocking=True) for k, v in batch.items() if k != "images"}
-    pixels = moved["patches"].float()
-    pixels = torch.where(moved["flips"][:, None, None, None], pixels.flip(3), pixels)
+    pixels = moved["patches"]
+    pixels = torch.where(moved["flips"][:, None, None, None], pixels.flip(3), pixels).float()
     if "jitter" in moved:
         pixels = colour_jitter(pixels, moved["jitter"])
-    mean, std = (torch.tensor(v, device=device)[:, None, None] * 255 for v in (MEAN, STD))
-    return (pixels - mean) / std
+    return pixels.sub_(colour(MEAN, 255, device)).div_(colour(STD, 255, device))
+
+
+@functools.cache  # made once, as a copy from the host makes a CUDA device wait
+def colour(values: tuple[float, float, float], scale: float, device: "torch.device") -> "Tensor":
+    """One value for each of R, G and B, times `scale`: float32 (3, 1, 1) on the device."""
+    import torch
+
+    return (torch.tensor(values) * scale)[:, None, None].to(device)
 
 
 def colour_jitter(pixels: "Tensor", factors: "Tensor") -> "Tensor":
@@ -831,7 +887,7 @@ def colour_jitter(pixels: "Tensor", factors: "Tensor") -> "Tensor":
 
     pixels (B, 3, H, W) in 0..255; factors (B, 3). Grey is ITU-R 601 luma, as in torchvision.
     """
-    luma = pixels.new_tensor((0.299, 0.587, 0.114))[:, None, None]
+    luma = colour((0.299, 0.587, 0.114), 1, pixels.device)
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # 3 x (B, 1, 1, 1)
     pixels = (pixels * brightness).clamp(0, 255)
     middle = (pixels * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)

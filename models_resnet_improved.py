@@ -13,8 +13,10 @@ Hyper Network, CVPR 2020) for hyper network and target network; ResNet-50 (He et
 from torchvision.
 """
 
+import copy
 import pickle
 import sys
+from itertools import pairwise
 from pathlib import Path
 from urllib.error import URLError
 
@@ -22,6 +24,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 STAGE_CHANNELS = (256, 512, 1024, 2048)
 MAP_SIZE = 7  # every fused map is MAP_SIZE x MAP_SIZE
@@ -238,6 +241,21 @@ class ResNetImproved(nn.Module):
         backbone = list(self.backbone.parameters())
         known = {id(p) for p in backbone}
         return backbone, [p for p in self.parameters() if id(p) not in known]
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy for inference whose convolutions do the work of the BatchNorms that follow them.
+
+    In eval mode BatchNorm is one multiplication and one addition a channel, which weights and bias
+    of the convolution before it take in: the same scores, up to rounding, in less time.
+    """
+    model = copy.deepcopy(model).eval()
+    for module in list(model.modules()):
+        for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+    return model
 
 
 def load_backbone_weights(source: str | Path | None) -> dict[str, Tensor] | None:

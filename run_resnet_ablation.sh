@@ -25,7 +25,7 @@ Trains the three configurations one after the other and prints their table.
   FLAG...         given to every run: see 'python3 train_resnet_improved.py --help'
 
 Without arguments: KonIQ-10k in ./koniq-10k with the experiment's settings, about 15 minutes a
-configuration on a data-centre GPU (an estimate), about a day each on two CPU cores.
+configuration on a data-centre GPU (an estimate), about two days each on two CPU cores.
 
 Examples:
   bash run_resnet_ablation.sh --demo

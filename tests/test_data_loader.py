@@ -592,25 +592,39 @@ def make_batches(store, **options):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_plans_crops_in_order(store, workers):
     batches = make_batches(store)
-    loader = data.make_loader(batches, workers=workers, pin_memory=False)
+    loader = data.make_loader(batches, workers=workers, pin=False)
     seen = list(loader)
     assert [len(b["images"]) for b in seen] == [4, 4, 4, 4, 2]
     patches = torch.cat([b["patches"] for b in seen])
     assert patches.dtype == torch.uint8 and patches.shape == (18, 3, 32, 32)
     assert seen[0]["patches"].is_contiguous(memory_format=torch.channels_last)
-    for (image, top, left, _), patch in zip(batches.plan, patches):
+    for (image, top, left, _), patch in zip(batches.plan.tolist(), patches):
         plain = store.pixels[5 - image, top : top + 32, left : left + 32]
         assert (patch.permute(1, 2, 0).numpy() == plain).all()
     assert torch.cat([b["images"] for b in seen]).tolist() == batches.plan[:, 0].tolist()
-    assert (
-        torch.cat([b["flips"] for b in seen]).tolist() == batches.plan[:, 3].astype(bool).tolist()
+    assert torch.equal(torch.cat([b["flips"] for b in seen]), batches.plan[:, 3].bool())
+
+
+def test_a_store_on_the_device_gives_the_same_batches(store):
+    on_device = data.DeviceStore(store, torch.device("cpu"))
+    assert (on_device.pixels.numpy() == store.pixels).all()
+    jitter = data.jitter_plan(18, seed=1, epoch=1)
+    plain, gathered = (
+        list(data.make_loader(make_batches(s, jitter=jitter), workers=2, pin=False))
+        for s in (store, on_device)
     )
+    for one, other in zip(plain, gathered):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) for k in one)
+        assert other["patches"].is_contiguous(memory_format=torch.channels_last)
+    corner = on_device.crops(*torch.tensor([[5], [48 - 32], [40 - 32]]), 32)
+    assert (corner[0].permute(1, 2, 0).numpy() == store.pixels[5, 16:, 8:]).all()
 
 
 def test_loading_leaves_the_global_random_state_alone(store):
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    list(data.make_loader(make_batches(store), workers=0, pin_memory=False))
+    list(data.make_loader(make_batches(store), workers=0, pin=False))
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -1,3 +1,4 @@
+import copy
 import pickle
 from pathlib import Path
 from urllib.error import URLError
@@ -55,6 +56,30 @@ def test_every_parameter_gets_a_gradient(name):
     (scores - torch.tensor([20.0, 80.0])).abs().mean().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
+
+
+def test_folding_batch_norms_changes_no_score(named_model):
+    _, model = named_model
+    model = copy.deepcopy(model)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        torch.nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+        torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        torch.nn.init.uniform_(norm.bias, -0.2, 0.2)
+    model.train()
+    folded = models.folded(model)
+    assert model.training and not folded.training
+    assert len(norms) > 50 and not any(
+        isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules()
+    )
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        scores, weights = model.eval()(images)
+        folded_scores, folded_weights = folded(images)
+    torch.testing.assert_close(folded_scores, scores, rtol=1e-4, atol=1e-4)
+    if weights is not None:
+        torch.testing.assert_close(folded_weights, weights, rtol=1e-4, atol=1e-5)
 
 
 def test_a_score_depends_on_its_own_image_only(named_model):

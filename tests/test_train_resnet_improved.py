@@ -154,7 +154,7 @@ def test_evaluation_means_over_each_images_own_crops(tmp_path, batch_size):
     loader = data.make_loader(
         data.Batches(store, np.arange(6), plan, patch_size=32, batch_size=batch_size),
         workers=0,
-        pin_memory=False,
+        pin=False,
     )
     scores, weights = train.evaluate(
         Brightness(), loader, 5, device=torch.device("cpu"), precision="off", watch=iter
@@ -165,6 +165,68 @@ def test_evaluation_means_over_each_images_own_crops(tmp_path, batch_size):
         means = [normalised[image, t : t + 32, c : c + 32].mean() for _, t, c, _ in crops]
         assert score == pytest.approx(np.mean(means), abs=1e-5)
     assert weights.shape == (3, 4) and weights[:, 2] == pytest.approx(scores, abs=1e-6)
+
+
+def test_no_step_waits_for_the_device(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 48, 40, 3), np.uint8)
+    (tmp_path / "pixels.u8").write_bytes(pixels.tobytes())
+    store = data.DeviceStore(data.PixelStore(tmp_path / "pixels.u8", pixels.shape), "cpu")
+    plan = data.test_plan(np.arange(6), crop="random", patches=4, resize=(48, 40), patch_size=32)
+    jitter = data.jitter_plan(len(plan), seed=0, epoch=1)
+    batches = data.Batches(store, np.arange(6), plan, patch_size=32, batch_size=6, jitter=jitter)
+    model = ResNetImproved(use_multiscale=True, use_attention=True)
+    args = train.parse_args(["--backbone_weights", "none"])
+    optimizer, scheduler = train.build_optimizer(args, model, 4)
+    data.to_network_input(batches[0], torch.device("cpu"))  # makes the constants once
+
+    def steps_that_do_not_wait(loader):
+        def waits(*_, **__):
+            raise AssertionError("a step reads a value back from the device")
+
+        with monkeypatch.context() as inside:
+            for method in ("item", "cpu", "tolist", "numpy", "__float__", "__bool__", "nonzero"):
+                inside.setattr(torch.Tensor, method, waits)
+            inside.setattr(torch, "tensor", waits)  # a copy from the host, which waits as well
+            yield from loader
+
+    train.train_one_epoch(
+        model,
+        map(batches.__getitem__, range(len(batches))),
+        torch.full((6,), 50.0),
+        optimizer,
+        scheduler,
+        torch.amp.GradScaler("cpu", enabled=False),
+        precision="off",
+        watch=steps_that_do_not_wait,
+    )
+    train.evaluate(
+        model,
+        map(batches.__getitem__, range(len(batches))),
+        4,
+        device=torch.device("cpu"),
+        precision="off",
+        watch=steps_that_do_not_wait,
+    )
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_scores(tmp_path, biq2021):
+    flags = ("--use_multiscale", "--use_attention", "--save_model")
+    start(biq2021, tmp_path / "plain", *flags)
+    start(biq2021, tmp_path / "compiled", *flags, "--compile")
+    plain, compiled = (
+        pd.read_csv(tmp_path / run / "run_predictions.csv") for run in ("plain", "compiled")
+    )
+    assert (plain["image"] == compiled["image"]).all()
+    np.testing.assert_allclose(compiled["score"], plain["score"], atol=0.3)  # after 12 steps
+    assert (plain["score"] - plain["mos"]).abs().max() > 10
+    config, _ = records(tmp_path / "compiled")
+    assert config["flags"]["compile"] is True
+
+
+def test_a_store_on_cuda_needs_a_run_on_cuda(tmp_path, biq2021):
+    with pytest.raises(train.RunError, match="--store_device cuda: this run is on the CPU"):
+        start(biq2021, tmp_path / "out", "--store_device", "cuda")
 
 
 def test_train_scores_are_means_by_image():
@@ -275,7 +337,7 @@ def test_configurations_see_the_same_patches_in_the_same_order(tmp_path, koniq10
     for name, flags in (("a", ()), ("b", ("--use_multiscale",))):
         seen.append([])
         start(koniq10k, tmp_path / name, *flags, dataset="koniq-10k")
-    assert seen[0] == seen[1] and len(seen[0]) == 10  # 3 training and 2 test batches, twice
+    assert seen[0] == seen[1] and len(seen[0]) == 8  # 3 training batches and a test batch, twice
 
 
 def test_other_seeds_see_other_patches_but_the_same_test_crops(tmp_path, koniq10k, monkeypatch):
