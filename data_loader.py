@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import zlib
@@ -605,8 +606,7 @@ def build_store(
     """
     size = resize[0] * resize[1] * 3
     old = PixelStore(path, (len(known), *resize, 3)).pixels if known else None
-    for left_behind in path.parent.glob(f"{path.stem}.*.tmp"):  # by a build that was killed
-        left_behind.unlink()
+    path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)  # of a build that was killed
     free = shutil.disk_usage(path.parent).free
     if free < size * len(files):
         raise DataError(
@@ -667,14 +667,20 @@ def build_store(
 
 
 @contextmanager
-def replacing(path: Path):
-    """A temporary binary file that takes the place of `path` when it is whole on disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def replacing(path: Path, *, before: Path | None = None):
+    """A temporary binary file that takes the place of `path` when it is whole on disk.
+
+    What was there becomes `before`, where that is given. One process at a time may replace a path;
+    what one that was killed has left behind is overwritten.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if before is not None and path.exists():
+            os.replace(path, before)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -808,7 +814,9 @@ class Batches:
 
     Item: a dict of tensors on the store's device: `patches` uint8 (B, 3, size, size) in
     channels_last memory, `images` int64 (B,) (the plan's), `flips` bool (B,), and `jitter` float32
-    (B, 3) where there is any. `rows` maps the plan's images to rows of the store.
+    (B, 3) where there is any; and `share`, a float: the size of the whole batch over the number of
+    processes, of which this is number `rank` and takes its part. `rows` maps the plan's images to
+    rows of the store.
     """
 
     def __init__(
@@ -820,10 +828,13 @@ class Batches:
         patch_size: int,
         batch_size: int,
         jitter: np.ndarray | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ):
         import torch
 
         self.store, self.patch_size, self.batch_size = store, patch_size, batch_size
+        self.rank, self.ranks = rank, ranks
         self.rows = torch.tensor(rows, device=store.device)
         self.plan = torch.tensor(plan, dtype=torch.int64, device=store.device)
         self.jitter = None if jitter is None else torch.tensor(jitter, device=store.device)
@@ -833,15 +844,23 @@ class Batches:
 
     def __getitem__(self, index: int) -> dict[str, "Tensor"]:
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        images, tops, lefts, flips = self.plan[part].unbind(1)
+        plan = self.plan[part].tensor_split(self.ranks)[self.rank]
+        images, tops, lefts, flips = plan.unbind(1)
         batch = {
+            "share": len(self.plan[part]) / self.ranks,
             "patches": self.store.crops(self.rows[images], tops, lefts, self.patch_size),
             "images": images,
             "flips": flips.bool(),
         }
         if self.jitter is not None:
-            batch["jitter"] = self.jitter[part]
+            batch["jitter"] = self.jitter[part].tensor_split(self.ranks)[self.rank]
         return batch
+
+
+def share_of(count: int, batch_size: int, rank: int, ranks: int) -> np.ndarray:
+    """Which of a plan's `count` rows process `rank` of `ranks` takes: of each batch its part."""
+    batches = np.split(np.arange(count), range(batch_size, count, batch_size))
+    return np.concatenate([np.array_split(batch, ranks)[rank] for batch in batches])
 
 
 def make_loader(batches: Batches, *, workers: int, pin: bool) -> "torch.utils.data.DataLoader":
@@ -857,16 +876,27 @@ def make_loader(batches: Batches, *, workers: int, pin: bool) -> "torch.utils.da
         batches,
         batch_size=None,
         num_workers=workers if on_host else 0,
+        worker_init_fn=leave_signals_to_the_run,
         pin_memory=pin and on_host,
         generator=torch.Generator(),  # its own, so that the loader leaves the global one alone
     )
+
+
+def leave_signals_to_the_run(_: int) -> None:
+    """A worker goes on when Ctrl-C or SIGTERM reach all processes: the run ends it in time."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def to_network_input(batch: dict[str, "Tensor"], device: "torch.device") -> "Tensor":
     """The batch on the device: float32 (B, 3, size, size), flipped, jittered, normalised there."""
     import torch
 
-    moved = {k: v.to(device, non_blocking=True) for k, v in batch.items() if k != "images"}
+    moved = {
+        k: batch[k].to(device, non_blocking=True)
+        for k in ("patches", "flips", "jitter")
+        if k in batch
+    }
     pixels = moved["patches"]
     pixels = torch.where(moved["flips"][:, None, None, None], pixels.flip(3), pixels).float()
     if "jitter" in moved:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
 
 STAGE_CHANNELS = (256, 512, 1024, 2048)
 MAP_SIZE = 7  # every fused map is MAP_SIZE x MAP_SIZE
@@ -252,10 +253,19 @@ def folded(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).eval()
     for module in list(model.modules()):
         for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
     return model
+
+
+def multiply_adds(model: nn.Module, patch_size: int) -> int:
+    """Multiply-adds of convolutions and matrix products in one patch's forward pass."""
+    was_training, image = model.training, torch.zeros(1, 3, patch_size, patch_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(image.to(next(model.parameters()).device))
+    model.train(was_training)
+    return counter.get_total_flops() // 2
 
 
 def load_backbone_weights(source: str | Path | None) -> dict[str, Tensor] | None:

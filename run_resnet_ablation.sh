@@ -16,11 +16,14 @@ readonly HYPERIQA=0.8998 SMART_IQA=0.9378 # published SRCC on KonIQ-10k's test i
 usage() {
   cat <<'END'
 usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [FLAG...]
+       bash run_resnet_ablation.sh --resume LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS
 
 Trains the three configurations one after the other and prints their table.
 
   --demo          on a small data set drawn on the spot, on a CPU, in at most 8 minutes
   --seeds N,N,... repeat each configuration with these seeds; the table gives mean and spread
+  --resume DIR    go on with an ablation that was interrupted, with the flags that it began with:
+                  finished runs are kept, the interrupted one goes on where it was
   -h, --help      this text
   FLAG...         given to every run: see 'python3 train_resnet_improved.py --help'
 
@@ -33,7 +36,7 @@ Examples:
   bash run_resnet_ablation.sh --dataset biq2021 --data_path /data/biq2021 --epochs 5
 
 Yields LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS/ (a log, a record and the predictions of each run,
-and table.txt) and CHECKPOINT_DIR/resnet_improved_*.pth; with several seeds each seed has its own
+table.txt, and the arguments for --resume) and CHECKPOINT_DIR/resnet_improved_*.pth; with several seeds each seed has its own
 folder seed_N under CHECKPOINT_DIR. LOG_DIR is logs and CHECKPOINT_DIR checkpoints (of the demo:
 demo/checkpoints) unless --log_dir and --checkpoint_dir say otherwise. The exit status is 0 only if every run has its figures.
 END
@@ -63,9 +66,14 @@ run_experiment() { # NAME SEED FLAG...: its exit status is the run's
   if ((${#seeds[@]} > 1)); then folder=$checkpoint_dir/seed_$seed; fi
 
   echo
+  if finished "$run"; then
+    echo "$run: finished already, see $log_dir/$run.log"
+    return 0
+  fi
+  if [[ -e $log_dir/$run.jsonl ]]; then set -- "$@" --resume; fi
   echo "$run: training ($(date +%H:%M:%S)), log in $log_dir/$run.log"
   # tee has its last line before the log is read
-  exec {log}> >(exec tee "$log_dir/$run.log")
+  exec {log}> >(exec tee -a "$log_dir/$run.log")
   local tee_pid=$! status=0
   watched "$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" "$@" \
     --seed "$seed" --run_name "$run" --log_dir "$log_dir" --checkpoint_dir "$folder" \
@@ -73,6 +81,10 @@ run_experiment() { # NAME SEED FLAG...: its exit status is the run's
   exec {log}>&-
   wait "$tee_pid" || status=1
   return "$status"
+}
+
+finished() { # RUN: whether its log has the closing lines
+  grep -qs '^Last Test SRCC:' "$log_dir/$1.log"
 }
 
 watched() { # COMMAND...: run it in the background, where the traps below can end it
@@ -86,11 +98,15 @@ watched() { # COMMAND...: run it in the background, where the traps below can en
 
 # shellcheck disable=SC2317 # called by the traps
 stop() { # SIGNAL STATUS
-  trap - INT TERM
+  trap 'kill -KILL "$child" 2>/dev/null; exit 130' INT # a second Ctrl-C
+  trap '' TERM
   echo "stopped by $1" >&"$console"
   if [[ -n $child ]]; then
     kill -TERM "$child" 2>/dev/null || true
     wait "$child" 2>/dev/null || true
+  fi
+  if [[ -n ${log_dir:-} ]]; then
+    printf 'to go on: bash %q --resume %q\n' "$0" "$log_dir" >&"$console"
   fi
   exit "$2"
 }
@@ -178,6 +194,19 @@ checkpoint_dir=
 demo=0
 child=
 declare -A failed=()
+log_dir=
+
+if [[ ${1:-} == --resume=* ]]; then set -- --resume "${1#*=}" "${@:2}"; fi
+resumed=
+if [[ ${1:-} == --resume ]]; then
+  (($# == 2)) || fail "--resume takes the folder of an ablation, and no other flags"
+  [[ -r $2/arguments ]] || fail "--resume $2: no file 'arguments' of an ablation there"
+  resumed=$(cd "$2" && pwd)
+  mapfile -d '' -t arguments <"$2/arguments"
+  cd "${arguments[0]}" || fail "--resume $2: its working folder ${arguments[0]} is gone"
+  set -- "${arguments[@]:1}"
+fi
+arguments=("$PWD" "$@")
 
 while (($#)); do
   if [[ $1 == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
@@ -201,7 +230,7 @@ while (($#)); do
       [[ -n $checkpoint_dir ]] || fail "$1 takes a folder"
       shift 2
       ;;
-    --use_multiscale | --use_attention | --run_name) fail "$1 is what this script sets for each run" ;;
+    --use_multiscale | --use_attention | --run_name | --resume) fail "$1 is what this script sets for each run" ;;
     *) flags+=("$1"); shift ;;
   esac
 done
@@ -233,9 +262,14 @@ if ((demo)); then
 fi
 checkpoint_dir=${checkpoint_dir:-checkpoints}
 
-log_dir=$log_root/resnet_ablation_$(date +%Y%m%d_%H%M%S)
-mkdir -p "$log_root"
-mkdir "$log_dir" || fail "$log_dir can't be made, or another ablation began in the same second"
+if [[ -n $resumed ]]; then
+  log_dir=$resumed
+else
+  log_dir=$log_root/resnet_ablation_$(date +%Y%m%d_%H%M%S)
+  mkdir -p "$log_root"
+  mkdir "$log_dir" || fail "$log_dir can't be made, or another ablation began in the same second"
+  printf '%s\0' "${arguments[@]}" >"$log_dir/arguments"
+fi
 
 for seed in "${seeds[@]}"; do
   for name in "${NAMES[@]}"; do

@@ -14,11 +14,15 @@ import argparse
 import json
 import math
 import os
+import pickle
 import platform
+import resource
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,8 +43,18 @@ FINAL_LR = 0.01  # of the initial rate, where the cosine ends
 ESTIMATE_AFTER = 10  # training steps, measured to say how long a run on the CPU takes
 
 
+FREE_FLAGS = {  # what a resumed run may change: it decides where things lie, and who does the work
+    *("data_path", "store_dir", "store_device", "workers", "device", "amp", "compile"),
+    *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name"),
+}
+
+
 class RunError(RuntimeError):
     """The run can't begin or go on; the message says why, and what to do."""
+
+
+class Interrupted(Exception):
+    """A signal has asked the run to end; its arguments are the signal and what has been saved."""
 
 
 # Flags ------------------------------------------------------------------------------------------
@@ -249,6 +263,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag("--save_model", action="store_true", help="write the checkpoints _best.pth and _last.pth")
     flag("--checkpoint_dir", default="checkpoints", metavar="DIR", help="for the checkpoints")
+    flag(
+        "--save_minutes",
+        type=number(float, 0, 1e6),
+        default=10,
+        metavar="X",
+        help="_last.pth is written so often within an epoch, besides at its end",
+    )
+    flag(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="FILE",
+        help="go on from the run's _last.pth, or from FILE, as if nothing had interrupted it; "
+        "begins anew where there is no _last.pth; implies --save_model",
+    )
     flag("--log_dir", default="logs", metavar="DIR", help="for the record and the predictions")
     flag("--run_name", metavar="NAME", help="their names (default: the model's, and the time)")
 
@@ -269,8 +298,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             f"--patch_size {args.patch_size} is larger than the images, which --resize makes "
             f"{args.resize[0]} x {args.resize[1]}"
         )
-    args.run_name = args.run_name or f"{model_name(args)}_{datetime.now():%Y%m%d_%H%M%S}"
-    if Path(args.run_name).name != args.run_name:
+    args.save_model = args.save_model or args.resume is not None
+    if args.run_name and Path(args.run_name).name != args.run_name:
         parser.error(f"--run_name {args.run_name}: a name, not a path; the folder is --log_dir")
     return args
 
@@ -360,19 +389,20 @@ def train_one_epoch(
     *,
     precision: str,
     watch,
-) -> tuple[float, np.ndarray]:
-    """One pass over the loader's crops: their mean L1 loss, and each crop's score in plan order.
+    scores: list["Tensor"],
+) -> None:
+    """One pass over the loader's crops by the mean L1 loss; appends each step's scores to `scores`.
+
+    With several ranks each has its part of a batch; their mean gradient is that of the whole.
 
     `mos` (on the device) holds the label of each image of the plan. `watch` wraps the loader's
-    steps (a progress bar). Raises RunError when the loss is not finite.
+    steps (a progress bar); what it does after a step sees the step's scores.
     """
     import torch
     import torch.nn.functional as F
 
     device = mos.device
     model.train()
-    scores = []
-    total_loss = torch.zeros((), device=device, dtype=torch.float64)
 
     for batch in watch(loader):
         images = data.to_network_input(batch, device)
@@ -381,7 +411,7 @@ def train_one_epoch(
         with autocast(device, precision):
             score, _ = model(images)
         assert score.shape == labels.shape, f"scores {score.shape} for labels {labels.shape}"
-        loss = F.l1_loss(score, labels)
+        loss = F.l1_loss(score, labels, reduction="sum") / batch["share"]
 
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
@@ -392,13 +422,6 @@ def train_one_epoch(
         scheduler.step()
 
         scores.append(score.detach().clone())  # a CUDA graph writes its next result in its place
-        total_loss += loss.detach() * len(labels)
-
-    scores = torch.cat(scores)
-    mean_loss = float(total_loss) / len(scores)
-    if not math.isfinite(mean_loss):
-        raise RunError("the loss is not finite any more; try a lower --lr, or --amp off")
-    return mean_loss, scores.cpu().numpy()
 
 
 def evaluate(
@@ -415,6 +438,7 @@ def evaluate(
 
     The loader's plan goes image by image, `crops_per_image` crops each (data_loader.test_plan).
     Both are float64 of six decimals, so that the predictions CSV holds the very numbers.
+    `watch` wraps the loader's steps (a progress bar).
     """
     import torch
 
@@ -444,6 +468,86 @@ def mean_by_image(scores: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, n
     return np.bincount(at, scores) / np.bincount(at), present
 
 
+# Processes and signals ---------------------------------------------------------------------------
+
+
+class Ranks:
+    """The processes of this run: this one alone, or those that torchrun has started.
+
+    Tensors travel by NCCL (CUDA) or gloo (CPU) inside DistributedDataParallel; what the processes
+    agree upon and gather besides goes by gloo, so that it never waits for a device.
+    """
+
+    def __init__(self):
+        self.number = int(os.environ.get("RANK", 0))
+        self.count = int(os.environ.get("WORLD_SIZE", 1))
+        self.is_first = self.number == 0
+        self.control = None
+
+    def start(self, device: "torch.device") -> None:
+        """Meet the others; RunError where there are fewer GPUs than processes."""
+        import torch
+
+        if self.count == 1:
+            return
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if device.type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise RunError(
+                    f"process {local + 1} of this machine has no GPU, as there are "
+                    f"{torch.cuda.device_count()}: give torchrun a smaller --nproc-per-node"
+                )
+            torch.cuda.set_device(local)
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        self.control = torch.distributed.new_group(backend="gloo")
+
+    def gather(self, value) -> list:
+        """Every process's value, in the order of their ranks, in every process."""
+        if self.count == 1:
+            return [value]
+        import torch
+
+        values = [None] * self.count
+        torch.distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def highest(self, *values: int) -> list[int]:
+        """The highest of each value over all processes."""
+        if self.count == 1:
+            return [*values]
+        import torch
+
+        tensor = torch.tensor(values)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.control)
+        return tensor.tolist()
+
+
+class Stopping:
+    """Notes SIGTERM and SIGINT while it is entered, for the run to end between two steps.
+
+    A second Ctrl-C ends it at once.
+    """
+
+    def __init__(self):
+        self.signal = 0
+
+    def __enter__(self):
+        self.earlier = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        for number, handler in self.earlier.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, self.note)
+        return self
+
+    def note(self, number: int, _) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, self.earlier[number])
+        self.signal = self.signal or number
+
+    def __exit__(self, *_):
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)
+
+
 # Records ----------------------------------------------------------------------------------------
 
 
@@ -470,7 +574,8 @@ def configuration(
     device: "torch.device",
     store: data.PixelStore | data.DeviceStore,
     precision: str,
-    parameters: int,
+    costs: dict[str, int],
+    ranks: Ranks,
 ) -> dict:
     """All that a result stands on: flags, data, versions, machine."""
     import pandas as pd
@@ -483,7 +588,7 @@ def configuration(
     return {
         "type": "config",
         "model": model_name(args),
-        "parameters": parameters,
+        **costs,
         "flags": vars(args) | {"resize": list(args.resize)},
         "labels": source,
         "images": data.count_splits(table),
@@ -493,6 +598,7 @@ def configuration(
         "store_device": torch.device(store.device).type,
         "precision": precision,
         "threads": torch.get_num_threads(),
+        "ranks": ranks.count,
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -503,8 +609,22 @@ def configuration(
             "pillow": PIL.__version__,
         },
         "git_commit": git_commit(),
-        "started": f"{datetime.now().astimezone():%Y-%m-%dT%H:%M:%S%z}",
+        "started": timestamp(),
     }
+
+
+def timestamp() -> str:
+    """Now, to the microsecond: it tells one run from another."""
+    return datetime.now().astimezone().isoformat()
+
+
+def peak_memory(device: "torch.device") -> float:
+    """The most memory that tensors on the GPU, or this process on the CPU, have taken: GB."""
+    import torch
+
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
 
 
 def describe(config: dict) -> str:
@@ -530,7 +650,8 @@ def describe(config: dict) -> str:
         f"{flags['epochs']} epochs, seed {flags['seed']}",
         "device": f"{config['device']} ({config['device_name']}), precision "
         f"{'fp32' if config['precision'] == 'off' else config['precision']}"
-        f"{', compiled' if flags['compile'] else ''}, {config['threads']} threads, "
+        f"{', compiled' if flags['compile'] else ''}, {config['threads']} threads"
+        f"{' in each of ' + str(config['ranks']) + ' processes' if config['ranks'] > 1 else ''}, "
         f"images on {config['store_device']}",
         "versions": ", ".join(f"{k} {v}" for k, v in config["versions"].items())
         + f", commit {config['git_commit']}",
@@ -604,15 +725,105 @@ def predictions_frame(
     return frame
 
 
-def save_checkpoint(path: Path, content: dict) -> None:
-    """torch.save to a temporary file that is renamed when it is whole on disk."""
+def write_outputs(
+    log_dir: Path, name: str, config: dict, epochs: list[dict], judged: list, table: "pd.DataFrame"
+) -> None:
+    """The record and the predictions CSV of the epochs done, each whole or not at all."""
+    import pandas as pd
+
+    if epochs:
+        frames = [predictions_frame(e["epoch"], table, *j) for e, j in zip(epochs, judged)]
+        text = pd.concat(frames).to_csv(index=False)
+        data.write_atomically(log_dir / f"{name}_predictions.csv", text)
+    lines = [json.dumps(line) for line in (config, *epochs)]
+    data.write_atomically(log_dir / f"{name}.jsonl", "\n".join(lines) + "\n")
+
+
+def claim(path: Path, config: dict, *, again: bool) -> None:
+    """Begin a record; RunError where a run of that name has begun one.
+
+    `again` allows a record without an epoch: that of a run that was interrupted before there was
+    anything to resume from.
+    """
+    line = json.dumps(config) + "\n"
+    if again and path.exists() and len(path.read_text().splitlines()) <= 1:
+        return data.write_atomically(path, line)
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(line)
+    except FileExistsError as error:
+        raise RunError(f"{path} is there already: give another --run_name or --log_dir") from error
+
+
+# Checkpoints ------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: Path, content: dict, *, before: Path | None = None) -> None:
+    """torch.save to a temporary file that is renamed when it is whole on disk.
+
+    The file whose place it takes is kept as `before`, where that is given.
+    """
     import torch
 
     try:
-        with data.replacing(path) as file:
+        with data.replacing(path, before=before) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise RunError(f"{path}: the checkpoint can't be written ({error})") from error
+
+
+def load_checkpoint(path: Path) -> dict:
+    """A checkpoint of this software; RunError where the file is damaged or something else."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise RunError(f"{path}: damaged, or not a checkpoint ({reason})") from error
+    if not (isinstance(state, dict) and {"model", "config", "epochs"} <= set(state)):
+        raise RunError(f"{path}: not a checkpoint of this software")
+    return state
+
+
+def interrupted_state(resume: str, last_path: Path, before_path: Path) -> dict | None:
+    """What `--resume` goes on from; None where there is nothing yet.
+
+    Where the last checkpoint is damaged it takes the one before, and says so.
+    """
+    paths = [Path(resume)] if resume != "auto" else [last_path, before_path]
+    paths = [path for path in paths if path.is_file()]
+    if not paths and resume != "auto":
+        raise RunError(f"--resume {resume}: no such file")
+    for path in paths:
+        try:
+            state = load_checkpoint(path)
+        except RunError as error:
+            if path == paths[-1]:
+                raise
+            print(f"{error}; taking {paths[-1].name}, the one before", file=sys.stderr, flush=True)
+            continue
+        if "crop_scores" not in state:
+            raise RunError(f"--resume {path}: not a _last.pth, so there is nothing to go on from")
+        return state
+    return None
+
+
+def check_same_run(old: dict, new: dict) -> None:
+    """Raise RunError that lists in what two configurations differ, save for FREE_FLAGS."""
+    ours = ("model", "images", "labels", "data_fingerprint", "precision", "ranks")
+    old, new = (
+        {f"--{k}": v for k, v in c["flags"].items() if k not in FREE_FLAGS}
+        | {k: c[k] for k in ours}
+        for c in (old, new)
+    )
+    differing = [k for k in old | new if old.get(k) != new.get(k)]
+    if differing:
+        changes = "; ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in differing)
+        raise RunError(
+            f"--resume: the checkpoint is of another run ({changes}): give that run's settings, "
+            "or another --checkpoint_dir"
+        )
 
 
 def keep_earlier(path: Path) -> None:
@@ -622,15 +833,6 @@ def keep_earlier(path: Path) -> None:
         kept = path.with_name(f"{path.stem}.{written:%Y%m%d_%H%M%S}{path.suffix}")
         path.rename(kept)
         print(f"the earlier {path} is kept as {kept.name}")
-
-
-def claim(path: Path, text: str) -> None:
-    """Begin a record; RunError where another run has begun one of that name meanwhile."""
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise RunError(f"{path} is there already: give another --run_name or --log_dir") from error
 
 
 def make_folder(flag: str, folder: str) -> Path:
@@ -721,166 +923,413 @@ def judge(judged: "pd.DataFrame", scores: np.ndarray) -> dict[str, float]:
     return figures
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train and evaluate as the flags say. Raises DataError and RunError with one sentence."""
-    data.check_folder(args.dataset, args.data_path)
-    if not args.save_model:
-        return train(args, None)
-    checkpoint_dir = make_folder("--checkpoint_dir", args.checkpoint_dir)
-    try:
-        with data.locked(checkpoint_dir / f".{model_name(args)}.lock", wait=False):
-            train(args, checkpoint_dir)
-    except BlockingIOError as error:
+def check_batches(args: argparse.Namespace, crops: int, processes: int) -> None:
+    """RunError where batches can't be shared out, or are too small to be normalised."""
+    if args.batch_size % processes:
         raise RunError(
-            f"another run is writing {checkpoint_dir}/{model_name(args)}_*.pth: give another "
-            "--checkpoint_dir"
-        ) from error
-
-
-def train(args: argparse.Namespace, checkpoint_dir: Path | None) -> None:
-    """The run itself: data, model, optimizer, loop. Checkpoints only where there is a folder."""
-    log_dir = make_folder("--log_dir", args.log_dir)
-    record_path = log_dir / f"{args.run_name}.jsonl"
-    if record_path.exists():
-        raise RunError(f"{record_path} is there already: give another --run_name or --log_dir")
-    table, source = load_data(args)
-
-    import pandas as pd
-    import torch
-
-    device = choose_device(args.device)
-    precision = choose_precision(args.amp, device)
-    on_cuda = device.type == "cuda"
-    keep_freed_memory()
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = True  # the linear layers of the head stay float32
-    torch.manual_seed(args.seed)
-
-    train_images = np.flatnonzero(table["split"] == "train")
-    model = build_model(args, initial_score=float(table["mos"][train_images].mean()))
-    model = model.to(device, memory_format=torch.channels_last)
-    if args.compile:
-        compile_in_place(model, device)
-    crops = len(train_images) * args.train_patch_num
-    steps = -(-crops // args.batch_size)
-    if args.patch_size == 32 and crops - (steps - 1) * args.batch_size == 1:
-        raise RunError(
-            f"--batch_size {args.batch_size} leaves a last batch of one crop, whose 1 x 1 maps at "
-            "--patch_size 32 can't be batch-normalised: change either"
+            f"--batch_size {args.batch_size} can't be shared by {processes} processes: it is the "
+            f"whole batch; give a multiple of {processes}"
         )
-    optimizer, scheduler = build_optimizer(args, model, steps * args.epochs)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    last = crops % args.batch_size or args.batch_size
+    least = 1 if args.patch_size > 32 else 2  # stage 4 is 1 x 1 at 32: BatchNorm needs two of them
+    if last // processes < least:
+        raise RunError(
+            f"--batch_size {args.batch_size} leaves a last batch of {last} crops, and "
+            f"{'each process' if processes > 1 else 'it'} needs at least {least} (at --patch_size "
+            f"{args.patch_size}): give another --batch_size"
+        )
 
-    store, table = data.open_store(
-        table, args.data_path, resize=args.resize, store_dir=args.store_dir, name=args.dataset
-    )
-    store = place_store(store, args.store_device, device)
-    mos = torch.tensor(table["mos"].to_numpy(), dtype=torch.float32, device=device)
-    workers = args.workers if args.workers is not None else 4 * on_cuda
 
-    def loader(plan: np.ndarray, batch_size: int, jitter: np.ndarray | None = None):
-        rows, size = table["row"].to_numpy(), args.patch_size
+def distributed(model: "nn.Module", device: "torch.device") -> "nn.Module":
+    """The network as one of several processes trains it: gradients are averaged over them all.
+
+    On CUDA BatchNorm takes its statistics over the whole batch. On the CPU, where PyTorch has no
+    such layer, each process takes them over its own part, and the first one's running averages are
+    kept.
+    """
+    from torch import nn
+
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, as no BatchNorm is the root
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+class Run:
+    """A run: its data, its network and its optimizer, and how far it has come.
+
+    epochs: the record of each finished epoch. judged: of each, the scores (N,) and stage weights
+    (N, 4) or None of the validation and test images. In the epoch under way: earlier_scores (n,)
+    are those of the crops done before an interruption, in the order of the plan, and crop_scores
+    those of this process's steps since.
+    """
+
+    def __init__(self, args: argparse.Namespace, ranks: Ranks):
+        """Raises DataError and RunError for data, weights and flags that can't be used."""
+        self.args, self.ranks, self.stopping = args, ranks, Stopping()
+        labels, source = load_data(args)  # before torch is loaded, as much can be wrong with it
+
+        import torch
+
+        from models_resnet_improved import multiply_adds
+
+        self.device = device = choose_device(args.device)
+        self.precision = choose_precision(args.amp, device)
+        ranks.start(device)
+        keep_freed_memory()
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = True  # the linear layers of the head stay float32
+        torch.manual_seed(args.seed)
+
+        self.train_images = np.flatnonzero(labels["split"] == "train")
+        self.crops = len(self.train_images) * args.train_patch_num
+        self.steps = -(-self.crops // args.batch_size)
+        check_batches(args, self.crops, ranks.count)
+        model = build_model(args, initial_score=float(labels["mos"][self.train_images].mean()))
+        costs = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "multiply_adds": multiply_adds(model, args.patch_size),
+        }
+        self.model = model.to(device, memory_format=torch.channels_last)
+        if args.compile:
+            compile_in_place(self.model, device)
+        self.optimizer, self.scheduler = build_optimizer(args, model, self.steps * args.epochs)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+
+        store, self.table = data.open_store(
+            labels, args.data_path, resize=args.resize, store_dir=args.store_dir, name=args.dataset
+        )
+        self.store = place_store(store, args.store_device, device)
+        self.labels = self.table["mos"].to_numpy()
+        self.mos = torch.tensor(self.labels, dtype=torch.float32, device=device)
+        self.test_plan = judged_plan(args, self.table)
+        self.test_table = self.table.loc[self.test_plan[:: args.test_patch_num, 0]]
+        self.config = configuration(
+            args, self.table, source, device, self.store, self.precision, costs, ranks
+        )
+        self.epochs, self.judged = [], []
+        self.earlier_scores, self.crop_scores = np.empty(0, np.float32), []
+
+        self.network = self.model
+        if ranks.count > 1:
+            if len(self.test_table) < ranks.count:
+                raise RunError(
+                    f"{len(self.test_table)} images to judge can't be shared by {ranks.count} "
+                    "processes: give torchrun a smaller --nproc-per-node"
+                )
+            self.network = distributed(self.model, device)
+            if ranks.number:  # its own dropout
+                torch.manual_seed(args.seed + 2**32 * ranks.number)
+
+    def loader(self, plan: np.ndarray, batch_size: int, *, ranks: int = 1, **options):
+        """The batches of a plan; with `ranks`, this process's part of each."""
+        workers, on_cuda = self.args.workers, self.device.type == "cuda"
         batches = data.Batches(
-            store, rows, plan, patch_size=size, batch_size=batch_size, jitter=jitter
+            self.store,
+            self.table["row"].to_numpy(),
+            plan,
+            patch_size=self.args.patch_size,
+            batch_size=batch_size,
+            rank=self.ranks.number if ranks > 1 else 0,
+            ranks=ranks,
+            **options,
         )
+        workers = 4 * on_cuda if workers is None else workers
         return data.make_loader(batches, workers=workers, pin=on_cuda)
 
-    test_plan = judged_plan(args, table)
-    test_batch = max(args.batch_size, 256 if on_cuda else 64)  # nothing is kept for gradients
-    test_loader = loader(test_plan, test_batch)
-    judged = table.loc[test_plan[:: args.test_patch_num, 0]]
+    def train_epoch(self, epoch: int, *, announce: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Train on what is left of an epoch's plan; images and scores of all its crops, in order.
 
-    parameters = sum(p.numel() for p in model.parameters())
-    config = configuration(args, table, source, device, store, precision, parameters)
-    print(describe(config), flush=True)
-    claim(record_path, json.dumps(config) + "\n")
-    if checkpoint_dir:
-        best_path, last_path = (
-            checkpoint_dir / f"{model_name(args)}_{which}.pth" for which in ("best", "last")
-        )
-        keep_earlier(best_path)
-        keep_earlier(last_path)
-
-    records, frames = [], []
-    for epoch in range(1, args.epochs + 1):
-        began, rates = time.monotonic(), scheduler.get_last_lr()
-        name = f"epoch {epoch}/{args.epochs}"
+        Raises Interrupted, and RunError when the loss is not finite.
+        """
+        args = self.args
         plan = data.training_plan(
-            train_images,
+            self.train_images,
             patches=args.train_patch_num,
             resize=args.resize,
             patch_size=args.patch_size,
             seed=args.seed,
             epoch=epoch,
         )
+        done = len(self.earlier_scores)
         jitter = None
         if args.color_jitter:
-            jitter = data.jitter_plan(len(plan), seed=args.seed, epoch=epoch)
-        watch = data.Progress(f"{name} training", len(plan), "patches", args.batch_size)
-        if epoch == 1 and not on_cuda:
-            watch = announce_time(watch, args, len(plan), len(test_plan))
-        loss, train_scores = train_one_epoch(
-            model,
-            loader(plan, args.batch_size, jitter),
-            mos,
-            optimizer,
-            scheduler,
-            scaler,
-            precision=precision,
-            watch=watch,
-        )
-        trained = time.monotonic()
+            jitter = data.jitter_plan(len(plan), seed=args.seed, epoch=epoch)[done:]
+        watch = self.progress(f"epoch {epoch}/{args.epochs} training", self.crops - done)
+        if announce and self.device.type == "cpu" and self.ranks.is_first:
+            watch = announce_time(watch, args, self.crops, len(self.test_plan), epoch)
+        loader = self.loader(plan[done:], args.batch_size, ranks=self.ranks.count, jitter=jitter)
+        if done < len(plan):
+            train_one_epoch(
+                self.network,
+                loader,
+                self.mos,
+                self.optimizer,
+                self.scheduler,
+                self.scaler,
+                precision=self.precision,
+                watch=self.between_steps(watch, len(loader), save=True),
+                scores=self.crop_scores,
+            )
+        return plan[:, 0], self.gather_scores()
 
-        watch = data.Progress(f"{name} evaluation", len(test_plan), "patches", test_batch)
+    def evaluate(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Scores (N,) and stage weights (N, 4) or None of all judged images. Raises Interrupted."""
+        args, ranks = self.args, self.ranks
+        # Nothing is kept for gradients, so that batches may be larger than in training.
+        batch_size = max(args.batch_size, 256 if self.device.type == "cuda" else 64)
+        plans = self.test_plan.reshape(-1, args.test_patch_num, 4)  # (N, P, 4)
+        plan = plans[ranks.number :: ranks.count].reshape(-1, 4)  # every count-th image
+        most = len(plans[:: ranks.count]) * args.test_patch_num  # of any process
+        watch = self.progress(f"epoch {epoch}/{args.epochs} evaluation", len(plan), batch_size)
         scores, weights = evaluate(
-            model,
-            test_loader,
+            self.model,
+            self.loader(plan, batch_size),
             args.test_patch_num,
-            device=device,
-            precision=precision,
-            watch=watch,
+            device=self.device,
+            precision=self.precision,
+            watch=self.between_steps(watch, -(-most // batch_size), save=False),
             compiled=args.compile,
         )
-        evaluated = time.monotonic()
+        return self.interleave(scores), None if weights is None else self.interleave(weights)
 
-        fitted, fitted_images = mean_by_image(train_scores, plan[:, 0])
-        record = {
-            "type": "epoch",
-            "epoch": epoch,
-            "loss": loss,
-            "train_srcc": agreement(fitted, table["mos"].to_numpy()[fitted_images])["srcc"],
-            **judge(judged, scores),
-            "lr_backbone": rates[0],
-            "lr_new": rates[1],
-            "patches_per_second": len(plan) / (trained - began),
-            "test_patches_per_second": len(test_plan) / (evaluated - trained),
-            "seconds": evaluated - began,
+    def interleave(self, values: np.ndarray) -> np.ndarray:
+        """The values of all images, of which each process has every count-th."""
+        parts = self.ranks.gather(values)
+        whole = np.full((len(self.test_table), *values.shape[1:]), np.nan)
+        for rank, part in enumerate(parts):
+            whole[rank :: self.ranks.count] = part
+        assert sum(map(len, parts)) == len(whole), "every image is judged exactly once"
+        return whole
+
+    def progress(self, what: str, total: int, batch_size: int | None = None):
+        """How the steps are shown: by the first process alone."""
+        if not self.ranks.is_first:
+            return iter
+        return data.Progress(what, total, "patches", batch_size or self.args.batch_size)
+
+    def between_steps(self, watch, steps: int, *, save: bool):
+        """`watch`, which after each step looks for signals and, with `save`, at the clock.
+
+        Every process looks `steps` times, as they have to agree. Raises Interrupted when a signal
+        has come and the state is saved.
+        """
+
+        def watched(loader):
+            left = steps
+            for batch in watch(loader):
+                yield batch
+                left -= 1
+                self.look_up(save)
+            for _ in range(left):
+                self.look_up(save)
+
+        return watched
+
+    def look_up(self, save: bool) -> None:
+        minutes = (time.monotonic() - self.saved) / 60
+        due = save and self.ranks.is_first and minutes >= self.args.save_minutes
+        number, due = self.ranks.highest(self.stopping.signal, due)
+        if number or due:
+            self.save_last()
+        if number:
+            raise Interrupted(number, self.last_path)
+
+    def gather_scores(self) -> np.ndarray:
+        """Scores of the epoch's crops so far; RunError with the step where one is not finite."""
+        import torch
+
+        own = torch.cat(self.crop_scores).cpu().numpy() if self.crop_scores else np.empty(0)
+        parts = self.ranks.gather(own)
+        done = len(self.earlier_scores)
+        scores = np.concatenate([self.earlier_scores, np.empty(sum(map(len, parts)), np.float32)])
+        for rank, part in enumerate(parts):
+            at = data.share_of(self.crops - done, self.args.batch_size, rank, self.ranks.count)
+            scores[done + at[: len(part)]] = part
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            raise self.not_finite(bad[0] // self.args.batch_size + 1)
+        return scores
+
+    def not_finite(self, step: int) -> RunError:
+        there = self.last_path is not None and self.last_path.exists()
+        return RunError(
+            f"epoch {len(self.epochs) + 1}, step {step} of {self.steps}: the loss is not finite "
+            "any more; try a lower --lr, or --amp off"
+            + (f"; {self.last_path} is from before" if there else "")
+        )
+
+    def save_last(self) -> None:
+        """Write `_last.pth`, from which the run goes on as if nothing had happened."""
+        import torch
+
+        self.saved = time.monotonic()
+        if self.last_path is None:
+            return
+        crop_scores = torch.tensor(self.gather_scores())
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self.not_finite(-(-len(crop_scores) // self.args.batch_size))
+        rng = self.ranks.gather((torch.get_rng_state(), torch.cuda.get_rng_state_all()))
+        if not self.ranks.is_first:
+            return
+        state = self.content() | {
+            "judged": [[None if a is None else torch.tensor(a) for a in j] for j in self.judged],
+            "crop_scores": crop_scores,
+            "rng": rng,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
-        record = {k: None if v != v else v for k, v in record.items()}  # JSON knows no NaN
-        print(f"{HEADER}\n{epoch_row(record)}" if epoch == 1 else epoch_row(record), flush=True)
+        save_checkpoint(self.last_path, state, before=self.before_path)
 
-        records.append(record)
-        frames.append(predictions_frame(epoch, judged, scores, weights))
-        predictions = pd.concat(frames).to_csv(index=False)
-        data.write_atomically(log_dir / f"{args.run_name}_predictions.csv", predictions)
-        lines = [json.dumps(line) for line in (config, *records)]
-        data.write_atomically(record_path, "\n".join(lines) + "\n")
+    def content(self) -> dict:
+        """What every checkpoint holds."""
+        return {"model": self.model.state_dict(), "config": self.config, "epochs": self.epochs}
+
+    def restore(self, state: dict) -> None:
+        """Put everything back to where `state` was taken; RunError for another run's."""
+        import torch
+
+        check_same_run(state["config"], self.config)
+        for what in ("device_name", "threads", "versions"):
+            old, new = state["config"][what], self.config[what]
+            if old != new and self.ranks.is_first:
+                print(f"resumed with another {what}: not the same to the last bit ({old}; {new})")
+        self.config = state["config"]
+        self.epochs = state["epochs"]
+        self.judged = [[None if a is None else a.numpy() for a in j] for j in state["judged"]]
+        self.earlier_scores = state["crop_scores"].numpy()
+        for name in ("model", "optimizer", "scheduler", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
+        rng, cuda_rng = state["rng"][self.ranks.number]
+        torch.set_rng_state(rng)
+        if self.device.type == "cuda" and cuda_rng:
+            torch.cuda.set_rng_state_all(cuda_rng)
+
+    def begin(self, log_dir: Path, checkpoint_dir: Path | None) -> None:
+        """Take up an interrupted run, or claim the names of a new one."""
+        args, is_first = self.args, self.ranks.is_first
+        self.log_dir, self.saved, self.last_path = log_dir, time.monotonic(), None
         if checkpoint_dir:
-            content = {"model": model.state_dict(), "config": config, "epochs": records}
-            if best_epoch(records, "test") is record:
-                save_checkpoint(best_path, content | {"chosen_on": "test"})
-            content["optimizer"] = optimizer.state_dict()
-            content["scheduler"] = scheduler.state_dict()
-            content["scaler"] = scaler.state_dict()
-            content["rng"] = torch.get_rng_state()
-            content["cuda_rng"] = torch.cuda.get_rng_state_all()
-            save_checkpoint(last_path, content)
+            stem = checkpoint_dir / model_name(args)
+            self.best_path, self.last_path, self.before_path = (
+                stem.with_name(f"{stem.name}_{which}.pth") for which in ("best", "last", "before")
+            )
+        state = None
+        if args.resume:
+            state = interrupted_state(args.resume, self.last_path, self.before_path)
+            if state and args.run_name and not self.is_of_record(state):
+                state = None
+        if state:
+            self.restore(state)
+            args.run_name = args.run_name or self.config["flags"]["run_name"]
+            self.config["resumed"] = [
+                *self.config.get("resumed", []),
+                {
+                    "at": timestamp(),
+                    "epoch": len(self.epochs) + 1,
+                    "crops": len(self.earlier_scores),
+                },
+            ]
+        else:
+            args.run_name = args.run_name or f"{model_name(args)}_{datetime.now():%Y%m%d_%H%M%S}"
+            self.config["flags"]["run_name"] = args.run_name
+        if not is_first:
+            return
+        print(describe(self.config), flush=True)
+        if state:
+            print(
+                f"resumed     in epoch {len(self.epochs) + 1}, after {len(self.earlier_scores):,} "
+                f"of {self.crops:,} crops",
+                flush=True,
+            )
+            self.write_outputs()
+            return
+        if args.resume:
+            print(f"nothing to resume from in {checkpoint_dir} yet: begins anew", flush=True)
+        claim(self.record_path(), self.config, again=bool(args.resume))
+        for path in (self.best_path, self.last_path) if checkpoint_dir else ():
+            keep_earlier(path)
 
-    print(closing_lines(records))
+    def record_path(self) -> Path:
+        return self.log_dir / f"{self.args.run_name}.jsonl"
+
+    def is_of_record(self, state: dict) -> bool:
+        """Whether a checkpoint is of the run whose record has this run's name, if there is one.
+
+        RunError where it isn't and the record has epochs, which can't be gone on from then.
+        """
+        path = self.record_path()
+        if not path.exists():
+            return True
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if lines and lines[0].get("started") == state["config"]["started"]:
+            return True
+        if len(lines) > 1:
+            raise RunError(
+                f"--resume: {self.last_path} is not of the run that {path} records, whose "
+                "checkpoint is gone: give another --run_name to begin anew"
+            )
+        return False
+
+    def write_outputs(self) -> None:
+        write_outputs(
+            self.log_dir,
+            self.args.run_name,
+            self.config,
+            self.epochs,
+            self.judged,
+            self.test_table,
+        )
+
+    def learn(self) -> None:
+        """All epochs that are left, each trained, judged, recorded and saved."""
+        first = len(self.epochs) + 1
+        for epoch in range(first, self.args.epochs + 1):
+            began = time.monotonic()
+            done = (epoch - 1) * self.steps
+            rates = [
+                x * f(done) for x, f in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas)
+            ]
+            left = self.crops - len(self.earlier_scores)
+            order, crop_scores = self.train_epoch(epoch, announce=epoch == first)
+            trained = time.monotonic()
+            scores, weights = self.evaluate(epoch)
+            evaluated = time.monotonic()
+
+            fitted, fitted_images = mean_by_image(crop_scores, order)
+            record = {
+                "type": "epoch",
+                "epoch": epoch,
+                "loss": float(np.abs(crop_scores - self.labels[order]).mean()),
+                "train_srcc": agreement(fitted, self.labels[fitted_images])["srcc"],
+                **judge(self.test_table, scores),
+                "lr_backbone": rates[0],
+                "lr_new": rates[1],
+                "patches_per_second": left / (trained - began),
+                "test_patches_per_second": len(self.test_plan) / (evaluated - trained),
+                "peak_memory_gb": peak_memory(self.device),
+                "seconds": evaluated - began,
+            }
+            record = {k: None if v != v else v for k, v in record.items()}  # JSON knows no NaN
+            self.epochs.append(record)
+            self.judged.append((scores, weights))
+            self.earlier_scores, self.crop_scores = np.empty(0, np.float32), []
+            if self.ranks.is_first:
+                if epoch == first:
+                    print(HEADER)
+                print(epoch_row(record), flush=True)
+                self.write_outputs()
+                if self.last_path and best_epoch(self.epochs, "test") is record:
+                    save_checkpoint(self.best_path, self.content() | {"chosen_on": "test"})
+            self.save_last()
+        if self.ranks.is_first:
+            if self.last_path:
+                self.before_path.unlink(missing_ok=True)
+            print(closing_lines(self.epochs))
 
 
-def announce_time(watch, args: argparse.Namespace, train_patches: int, test_patches: int):
-    """`watch`, saying after the first steps how long the whole run takes on this CPU."""
+def announce_time(watch, args: argparse.Namespace, crops: int, test_crops: int, epoch: int):
+    """`watch`, saying after the first steps how long the rest of the run takes on this CPU."""
 
     def watched(loader):
         measured = min(ESTIMATE_AFTER, len(loader) - 1)
@@ -893,20 +1342,57 @@ def announce_time(watch, args: argparse.Namespace, train_patches: int, test_patc
             if step == measured > 0:
                 rate = (measured - first) * args.batch_size / (time.monotonic() - began)
                 # A patch of evaluation costs about a quarter of one of training.
-                seconds = args.epochs * (train_patches + test_patches / 4) / rate
+                left = args.epochs - epoch + 1
+                seconds = left * (crops + test_crops / 4) / rate
                 data.say(
                     "no CUDA device in use: this trains on the CPU, about "
-                    f"{data.duration(seconds)} for {args.epochs} epochs at {rate:.1f} patches/s"
+                    f"{data.duration(seconds)} for {left} epochs at {rate:.1f} patches/s"
                 )
             yield batch
 
     return watched
 
 
+def run(args: argparse.Namespace) -> None:
+    """Train and evaluate as the flags say.
+
+    Raises DataError and RunError with one sentence, and Interrupted once the state is saved.
+    """
+    data.check_folder(args.dataset, args.data_path)
+    log_dir = make_folder("--log_dir", args.log_dir)
+    record = log_dir / f"{args.run_name}.jsonl"
+    if args.run_name and not args.resume and record.exists():
+        raise RunError(f"{record} is there already: give another --run_name or --log_dir")
+    checkpoint_dir = (
+        make_folder("--checkpoint_dir", args.checkpoint_dir) if args.save_model else None
+    )
+
+    ranks, lock = Ranks(), nullcontext()
+    if checkpoint_dir and ranks.is_first:
+        lock = data.locked(checkpoint_dir / f".{model_name(args)}.lock", wait=False)
+    try:
+        with lock:
+            run = Run(args, ranks)
+            run.begin(log_dir, checkpoint_dir)
+            with run.stopping:
+                run.learn()
+    except BlockingIOError as error:
+        raise RunError(
+            f"another run is writing {checkpoint_dir}/{model_name(args)}_*.pth: give another "
+            "--checkpoint_dir"
+        ) from error
+
+
 def stop_on_sigterm(*_) -> None:
     """End as after an error, so that temporary files are removed."""
-    print("stopped by SIGTERM; epochs that are not in the record are lost", file=sys.stderr)
+    print("stopped by SIGTERM before there was anything to save", file=sys.stderr)
     raise SystemExit(143)
+
+
+def resume_command() -> str:
+    """This process's command line with --resume."""
+    arguments = [a for a in sys.argv[1:] if a != "--resume"]
+    return shlex.join([Path(sys.executable).name, sys.argv[0], *arguments, "--resume"])
 
 
 def main() -> int:
@@ -929,8 +1415,16 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    except Interrupted as interrupted:
+        number, saved = interrupted.args
+        print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
+        if saved:
+            print(f"{saved} is whole; to go on:\n  {resume_command()}", file=sys.stderr)
+        else:
+            print("nothing is saved but the record, for want of --save_model", file=sys.stderr)
+        return 128 + number
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; epochs that are not in the record are lost", file=sys.stderr)
+        print("stopped by Ctrl-C at once", file=sys.stderr)
         return 130
     return 0
 

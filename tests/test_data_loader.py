@@ -615,6 +615,7 @@ def test_a_store_on_the_device_gives_the_same_batches(store):
     )
     for one, other in zip(plain, gathered):
         assert one.keys() == other.keys()
+        assert one.pop("share") == other.pop("share") == len(one["images"])
         assert all(torch.equal(one[k], other[k]) for k in one)
         assert other["patches"].is_contiguous(memory_format=torch.channels_last)
     corner = on_device.crops(*torch.tensor([[5], [48 - 32], [40 - 32]]), 32)

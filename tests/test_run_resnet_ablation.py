@@ -1,10 +1,12 @@
 """The shell script, with real short runs and with a stand-in for Python that ends as told."""
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -15,8 +17,13 @@ from conftest import ROOT, TINY
 STAND_IN = """#!/usr/bin/env bash
 all=$*
 case $1 in *demo_dataset.py) echo "draw $2" >>"$CALLS"; exit ;; esac
-while (($#)); do case $1 in --run_name) name=$2 ;; --seed) seed=$2 ;; esac; shift; done
-echo "$name" >>"$CALLS"
+while (($#)); do
+  case $1 in --run_name) name=$2 ;; --seed) seed=$2 ;; --log_dir) dir=$2 ;; esac
+  [[ $1 == --resume ]] && resumed=" resumed"
+  shift
+done
+echo "$name${resumed:-}" >>"$CALLS"
+touch "$dir/$name.jsonl"
 echo "called with $all"
 echo "data        a data set"
 case "$name" in
@@ -83,7 +90,7 @@ def test_the_three_configurations_end_in_a_table(koniq10k, run_script):
     names = ["exp1_baseline", "exp2_multiscale", "exp3_multiscale_attention"]
     suffixes = [".jsonl", ".log", "_predictions.csv"]
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        [n + s for n in names for s in suffixes] + ["table.txt"]
+        [n + s for n in names for s in suffixes] + ["arguments", "table.txt"]
     )
     table = (folder / "table.txt").read_text()
     assert table in done.stdout and "0.8998" in table and "0.9378" in table
@@ -227,6 +234,82 @@ def test_a_signal_ends_all_of_it(tmp_path, stand_in, signal_number, status):
     ],
 )
 def test_wrong_arguments_get_one_sentence(ablation, arguments, message):
+    done = ablation(*arguments)
+    assert done.returncode == 2 and message in done.stderr and done.folder is None
+
+
+def interrupted(command, cwd, seconds: float, **environment) -> None:
+    """Kill the script and all that it has started, as a power cut does."""
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=cwd,
+        env=os.environ | {k: str(v) for k, v in environment.items()},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_resumed_it_keeps_what_is_finished_and_goes_on(ablation, run_script, stand_in):
+    environment = {"PYTHON": stand_in, "CALLS": ablation.calls, "HANGING": "exp2", "FAILING": "no"}
+    script = ["bash", ROOT / "run_resnet_ablation.sh"]
+    flags = ["--seeds", "1,2", "--lr", "0.5", "--data_path", "a folder"]
+    interrupted([*script, *flags], run_script.folder, 3, **environment, FORGETTING="no")
+    (folder,) = (run_script.folder / "logs").iterdir()
+    done = ablation("--resume", folder)
+    assert done.returncode == 0 and done.folder == folder, done.stderr
+    first = ["exp1_baseline_seed1", "exp2_multiscale_seed1"]
+    later = [f"exp{n}_seed1" for n in ("3_multiscale_attention",)]
+    later += [f"exp{n}_seed2" for n in ("1_baseline", "2_multiscale", "3_multiscale_attention")]
+    calls = ablation.calls.read_text().splitlines()
+    assert calls == [*first, "exp2_multiscale_seed1 resumed", *later]
+    for log in folder.glob("exp*.log"):
+        assert "--lr 0.5 --data_path a folder" in log.read_text()
+    undisturbed = ablation(*flags, "--log_dir", "other")
+    assert rows(undisturbed.stdout) == rows(done.stdout) and len(rows(done.stdout)) == 3
+
+
+@pytest.mark.slow
+def test_killed_in_each_of_its_runs_it_ends_in_the_same_table(koniq10k, run_script):
+    flags = [*TINY, "--data_path", koniq10k, "--epochs", "12", "--save_minutes", "0.01"]
+    script = ["bash", ROOT / "run_resnet_ablation.sh"]
+    undisturbed = run_script("run_resnet_ablation.sh", *flags, "--log_dir", "other", timeout=900)
+    (other,) = (run_script.folder / "other").iterdir()
+    command, kills = [*script, *flags, "--checkpoint_dir", "its own"], 0
+    names = ["exp1_baseline", "exp2_multiscale", "exp3_multiscale_attention"]
+    killed_in = set()
+    while killed_in != set(names):
+        interrupted(command, run_script.folder, 14, PYTHON=sys.executable)
+        (folder,) = (run_script.folder / "logs").iterdir()
+        command = [*script, "--resume", folder]
+        logs = {n: folder / f"{n}.log" for n in names}
+        killed_in |= {
+            n for n, log in logs.items() if log.exists() and "Last Test" not in log.read_text()
+        }
+        kills += 1
+        assert kills < 40 and not (folder / "table.txt").exists()
+    done = run_script("run_resnet_ablation.sh", "--resume", folder, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert rows(done.stdout) == rows(undisturbed.stdout)
+    for name in names:
+        csv = f"{name}_predictions.csv"
+        assert (folder / csv).read_bytes() == (other / csv).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--resume"], "takes the folder"),
+        (["--resume", "nowhere"], "no file 'arguments'"),
+        (["--resume", "nowhere", "--lr", "1"], "and no other flags"),
+    ],
+)
+def test_what_cannot_be_resumed_is_said(ablation, arguments, message):
     done = ablation(*arguments)
     assert done.returncode == 2 and message in done.stderr and done.folder is None
 

@@ -1,0 +1,332 @@
+"""An interrupted run ends bit for bit where an undisturbed one does: real processes, real kills."""
+
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_resnet_improved as train
+from conftest import ROOT, TINY, make_koniq10k
+from test_train_resnet_improved import without_clock
+
+# Runs training in a fork of this process for each line of its input, a JSON object: `argv`, and the
+# `at`-th `event` (a step, or a part of a save) at which the fork kills itself. It prints the exit
+# status of each. One import of torch serves them all.
+DRIVER = """
+import json, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import torch, torchvision, pandas, scipy.stats
+import data_loader, models_resnet_improved, train_resnet_improved as train
+
+def dies_at(owner, name, at, half=None):
+    original, calls = getattr(owner, name), [0]
+    def wrapped(*args, **options):
+        calls[0] += 1
+        if calls[0] == at:
+            if half:
+                half(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **options)
+    setattr(owner, name, wrapped)
+
+EVENTS = {
+    "a step of training or evaluation": lambda at: dies_at(data_loader, "to_network_input", at),
+    "evaluation": lambda at: dies_at(train, "evaluate", at),
+    "the end of an epoch": lambda at: dies_at(train, "agreement", at),
+    "half of a checkpoint": lambda at: dies_at(torch, "save", at, lambda _, f: f.write(b"PK half")),
+    "before a rename": lambda at: dies_at(data_loader.os, "replace", at),
+    "before a sync": lambda at: dies_at(data_loader.os, "fsync", at),
+}
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.argv = ["train_resnet_improved.py", *job["argv"]]
+            log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1), os.dup2(log, 2)
+            if job["event"]:
+                EVENTS[job["event"]](job["at"])
+            status = train.main()
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+        finally:
+            os._exit(99)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+EVENTS = re.findall(r'^    "([^"]+)": lambda at', DRIVER, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def driver():
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, ROOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=1
+    )
+
+    def run(argv, *, event=None, at=0, log) -> int:
+        job = {"argv": [*map(str, argv)], "event": event, "at": at, "log": str(log)}
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+
+    yield run
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+FLAGS = [*TINY, "--epochs", "3", "--use_multiscale", "--use_attention", "--color_jitter"]
+
+
+def argv(folder: Path, out: Path, *more) -> list:
+    where = ["--data_path", folder, "--store_dir", f"{folder}.store", "--run_name", "run"]
+    return [*FLAGS, *where, "--log_dir", out, "--checkpoint_dir", out, "--save_model", *more]
+
+
+def outcome(out: Path) -> dict:
+    """All that a run leaves, without the clock: records, predictions, and both checkpoints."""
+    config, *epochs = map(json.loads, (out / "run.jsonl").read_text().splitlines())
+    checkpoints = {}
+    for which in ("best", "last"):
+        path = out / f"resnet_improved_ms_att_{which}.pth"
+        checkpoints[which] = torch.load(path, weights_only=True)
+        checkpoints[which] |= {
+            "config": None,
+            "epochs": without_clock(checkpoints[which]["epochs"]),
+        }
+    return {
+        "flags": {k: v for k, v in config["flags"].items() if k not in train.FREE_FLAGS},
+        "epochs": without_clock(epochs),
+        "predictions": (out / "run_predictions.csv").read_bytes(),
+        "checkpoints": checkpoints,
+        "files": sorted(p.name for p in out.iterdir() if p.suffix != ".log"),
+    }
+
+
+def same(a, b) -> bool:
+    """Equal to the last bit, tensors included."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def undisturbed(driver, tmp_path_factory):
+    base = tmp_path_factory.mktemp("undisturbed")
+    folder = base / "koniq-10k"
+    folder.mkdir()
+    make_koniq10k(folder)
+    assert driver(argv(folder, base / "out"), log=base / "log") == 0, (base / "log").read_text()
+    return folder, outcome(base / "out")
+
+
+def resumed_after_kills(driver, undisturbed, out: Path, kills, *more) -> int:
+    """Kill a run at each of `kills` in turn, then let it end; how many kills struck."""
+    folder, wanted = undisturbed
+    command, struck = argv(folder, out, "--resume", *more), 0
+    for event, at in kills:
+        status = driver(command, event=event, at=at, log=out.with_suffix(".log"))
+        assert status in (-signal.SIGKILL, 0), out.with_suffix(".log").read_text()
+        struck += status != 0
+    assert driver(command, log=out.with_suffix(".log")) == 0, out.with_suffix(".log").read_text()
+    ended = outcome(out)
+    for part, content in wanted.items():
+        assert same(content, ended[part]), f"{part} differ after {kills}"
+    return struck
+
+
+def test_killed_and_resumed_it_ends_bit_for_bit_the_same(driver, undisturbed, tmp_path):
+    kills = [(event, 3 if "step" in event else 2) for event in EVENTS]
+    often = "--save_minutes", 0.005
+    assert resumed_after_kills(driver, undisturbed, tmp_path / "out", kills, *often) >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_any_number_of_kills_at_random_points_change_nothing(driver, undisturbed, tmp_path, seed):
+    rng = random.Random(seed)
+    kills = [(rng.choice(EVENTS), rng.randint(1, 8)) for _ in range(10)]
+    often = rng.choice([0, 0.002, 10])
+    struck = resumed_after_kills(
+        driver, undisturbed, tmp_path / "out", kills, "--save_minutes", often
+    )
+    assert struck >= 4
+
+
+@pytest.mark.slow
+def test_kills_by_the_clock_change_nothing(undisturbed, tmp_path):
+    folder, wanted = undisturbed
+    command = argv(folder, tmp_path / "out", "--resume", "--save_minutes", 0)
+    rng, killed = random.Random(1), 0
+    while True:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "train_resnet_improved.py", *map(str, command)],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            assert process.wait(timeout=rng.uniform(3, 9)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+    assert killed
+    assert same(wanted, outcome(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    "number, status, during",
+    [(signal.SIGTERM, 143, "training"), (signal.SIGINT, 130, "evaluation")],
+)
+def test_a_signal_saves_and_says_how_to_go_on(undisturbed, tmp_path, number, status, during):
+    folder, wanted = undisturbed
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import data_loader, train_resnet_improved as train
+original, calls = data_loader.to_network_input, []
+def signalled(batch, device):
+    if len(batch["images"]) {">" if during == "evaluation" else "<="} 4:
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), {int(number)})
+    return original(batch, device)
+data_loader.to_network_input = signalled
+sys.argv = {["train_resnet_improved.py", *map(str, argv(folder, tmp_path / "out"))]!r}
+sys.exit(train.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == status and "Traceback" not in done.stderr
+    command = shlex.split(done.stderr.splitlines()[-1])
+    assert command[-1] == "--resume" and command[1] == "train_resnet_improved.py"
+    state = torch.load(tmp_path / "out" / "resnet_improved_ms_att_last.pth", weights_only=True)
+    assert len(state["epochs"]) == 0 and len(state["crop_scores"]) == (
+        12 if during == "evaluation" else 4
+    )
+    command = [sys.executable, str(ROOT / command[1]), *command[2:]]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumed     in epoch 1, after " in done.stdout
+    assert same(wanted, outcome(tmp_path / "out"))
+
+
+def test_a_second_ctrl_c_stops_at_once(undisturbed, tmp_path):
+    code = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import data_loader, train_resnet_improved as train
+def hangs(batch, device):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+data_loader.to_network_input = hangs
+sys.argv = {["t", *map(str, argv(undisturbed[0], tmp_path / "out"))]!r}
+sys.exit(train.main())
+"""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and "stopped by Ctrl-C at once" in done.stderr
+    assert "Traceback" not in done.stderr and time.monotonic() - began < 60
+
+
+# In one process: what a resume refuses, and what it says
+
+
+@pytest.fixture(scope="module")
+def halfway(driver, undisturbed, tmp_path_factory):
+    """A run that was killed in its second epoch, with both checkpoints of _last there."""
+    out = tmp_path_factory.mktemp("halfway")
+    command = argv(undisturbed[0], out, "--save_minutes", 0)
+    at = {"event": "a step of training or evaluation", "at": 6}
+    assert driver(command, **at, log=out / "log") == -signal.SIGKILL
+    return out
+
+
+def copy(halfway: Path, to: Path) -> Path:
+    to.mkdir()
+    for path in halfway.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def go_on(folder: Path, out: Path, *more) -> None:
+    train.run(train.parse_args([*map(str, argv(folder, out, "--resume", *more))]))
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--lr", "1e-3"], ["--lr was 0.0001, is 0.001"]),
+        (["--epochs", "5", "--batch_size", "6"], ["--epochs was 3, is 5", "--batch_size was 4"]),
+        (["--seed", "1"], ["--seed was 42, is 1"]),
+        (["--split", "official"], ["--split was auto, is official"]),
+        (["--amp", "bf16"], ["precision was off, is bf16"]),
+    ],
+)
+def test_another_configuration_is_refused(undisturbed, halfway, tmp_path, flags, named):
+    out = copy(halfway, tmp_path / "out")
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(train.RunError, match="of another run") as refusal:
+        go_on(undisturbed[0], out, *flags)
+    assert all(text in str(refusal.value) for text in named)
+    assert all(p.read_bytes() == content for p, content in before.items())
+
+
+def test_other_labels_are_refused(undisturbed, halfway, tmp_path):
+    folder = make_koniq10k(tmp_path, train=7)
+    with pytest.raises(train.RunError, match="data_fingerprint was"):
+        go_on(folder, copy(halfway, tmp_path / "out"))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    driver, undisturbed, halfway, tmp_path, capfd
+):
+    folder, wanted = undisturbed
+    out = copy(halfway, tmp_path / "out")
+    last = out / "resnet_improved_ms_att_last.pth"
+    last.write_bytes(last.read_bytes()[:-5000])
+    go_on(folder, out)
+    said = capfd.readouterr().err
+    assert f"{last}: damaged" in said and "taking resnet_improved_ms_att_before.pth" in said
+    assert same(wanted["predictions"], outcome(out)["predictions"])
+
+
+def test_damaged_and_foreign_files_are_refused(undisturbed, halfway, tmp_path):
+    out = copy(halfway, tmp_path / "out")
+    last = out / "resnet_improved_ms_att_last.pth"
+    (out / "resnet_improved_ms_att_before.pth").unlink()
+    last.write_bytes(last.read_bytes()[:-5000])
+    with pytest.raises(train.RunError, match=r"_last\.pth: damaged, or not a checkpoint"):
+        go_on(undisturbed[0], out)
+    torch.save({"weight": torch.ones(2)}, last)
+    with pytest.raises(train.RunError, match="not a checkpoint of this software"):
+        go_on(undisturbed[0], out)
+    with pytest.raises(train.RunError, match=r"nowhere\.pth: no such file"):
+        go_on(undisturbed[0], out, "--resume", out / "nowhere.pth")
+    best = out / "resnet_improved_ms_att_best.pth"
+    with pytest.raises(train.RunError, match=r"not a _last\.pth"):
+        go_on(undisturbed[0], out, "--resume", best)
+
+
+def test_a_finished_run_is_not_run_again(undisturbed, tmp_path, driver):
+    folder, wanted = undisturbed
+    out, log = tmp_path / "out", tmp_path / "log"
+    assert driver(argv(folder, out), log=log) == 0
+    before = os.stat(out / "resnet_improved_ms_att_last.pth").st_mtime_ns
+    assert driver(argv(folder, out, "--resume"), log=log) == 0
+    assert os.stat(out / "resnet_improved_ms_att_last.pth").st_mtime_ns == before
+    assert log.read_text().count("Last Test SRCC") == 2
+    assert same(wanted, outcome(out))
