@@ -501,6 +501,13 @@ class Ranks:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.control = torch.distributed.new_group(backend="gloo")
 
+    def stop(self) -> None:
+        """Part from the others, where they have met."""
+        if self.control is not None:
+            import torch
+
+            torch.distributed.destroy_process_group()
+
     def gather(self, value) -> list:
         """Every process's value, in the order of their ranks, in every process."""
         if self.count == 1:
@@ -1219,6 +1226,7 @@ class Run:
             state = interrupted_state(args.resume, self.last_path, self.before_path)
             if state and args.run_name and not self.is_of_record(state):
                 state = None
+            self.ranks.gather(None)  # nobody renames what another still reads
         if state:
             self.restore(state)
             args.run_name = args.run_name or self.config["flags"]["run_name"]
@@ -1376,11 +1384,26 @@ def run(args: argparse.Namespace) -> None:
             run.begin(log_dir, checkpoint_dir)
             with run.stopping:
                 run.learn()
+        ranks.stop()
+    except RuntimeError as error:
+        if ranks.count == 1 or not died_elsewhere(error):
+            raise
+        raise RunError(
+            f"another process of this run has died ({str(error).splitlines()[0]}); the same "
+            "command with --save_model and --resume goes on from its last checkpoint"
+        ) from error
     except BlockingIOError as error:
         raise RunError(
             f"another run is writing {checkpoint_dir}/{model_name(args)}_*.pth: give another "
             "--checkpoint_dir"
         ) from error
+
+
+def died_elsewhere(error: RuntimeError) -> bool:
+    """Whether it is the connection to another process that has failed."""
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo/" in str(error)
 
 
 def stop_on_sigterm(*_) -> None:
@@ -1401,20 +1424,16 @@ def main() -> int:
     try:
         run(args)
     except (DataError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(str(error))
     except OSError as error:  # a disk that is full, a file that went away
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except RuntimeError as error:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
-        print(
-            f"error: out of memory ({str(error).splitlines()[0]}): give a smaller --batch_size, "
-            "and say so beside your numbers, as it changes the training",
-            file=sys.stderr,
+        return fail(
+            f"out of memory ({str(error).splitlines()[0]}): give a smaller --batch_size, and say "
+            "so beside your numbers, as it changes the training"
         )
-        return 1
     except Interrupted as interrupted:
         number, saved = interrupted.args
         print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
@@ -1427,6 +1446,13 @@ def main() -> int:
         print("stopped by Ctrl-C at once", file=sys.stderr)
         return 130
     return 0
+
+
+def fail(sentence: str) -> int:
+    """Say on stderr what went wrong, and in which process where there are several."""
+    rank = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    print(f"error: {rank}{sentence}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,163 @@
+"""Several processes give the result of one: real processes under torchrun, by gloo on the CPU."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import data_loader as data
+import train_resnet_improved as train
+from conftest import ROOT, TINY, make_koniq10k
+from test_resume import outcome, same
+
+# Trains with BatchNorm in eval mode, and writes what each process has seen and all have scored;
+# or kills one process at a step of the first attempt.
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import numpy as np, torch
+import data_loader, train_resnet_improved as train
+
+out, rank = Path({out!r}), os.environ.get("RANK", "0")
+if {eval_norm}:
+    torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
+gather, images = train.Run.gather_scores, []
+def gathered(run):
+    scores = gather(run)
+    if len(scores):
+        np.save(out / "scores.npy", scores)
+        np.save(out / f"images{{rank}}.npy", np.concatenate(images[: run.steps]))
+    return scores
+train.Run.gather_scores = gathered
+original, steps = data_loader.to_network_input, [0]
+def seen(batch, device):
+    images.append(batch["images"].numpy())
+    steps[0] += 1
+    first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+    if rank == "1" and steps[0] == {dies_at} and first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(batch, device)
+data_loader.to_network_input = seen
+sys.exit(train.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed") / "koniq-10k"
+    folder.mkdir()
+    return make_koniq10k(folder, train=7)
+
+
+def trained(folder, out: Path, *flags, ranks=1, restarts=0, eval_norm=False, dies_at=0):
+    """A run of `ranks` processes; returns the finished process."""
+    out.mkdir(exist_ok=True)
+    script = out / "driver.py"
+    script.write_text(
+        DRIVER.format(root=str(ROOT), out=str(out), eval_norm=eval_norm, dies_at=dies_at)
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    torchrun += [f"--max-restarts={restarts}", "--monitor-interval=0.2"]
+    where = ["--data_path", folder, "--store_dir", f"{folder}.store", "--log_dir", out]
+    where += ["--checkpoint_dir", out, "--run_name", "run", "--save_model"]
+    command = [sys.executable, *(torchrun if ranks > 1 else []), script, *TINY, *where, *flags]
+    return subprocess.run(
+        list(map(str, command)),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_two_processes_do_the_work_of_one(folder, tmp_path):
+    flags = ["--epochs", 1, "--dropout_rate", 0, "--train_patch_num", 5, "--batch_size", 10]
+    flags += ["--color_jitter"]
+    for ranks in (1, 2):
+        done = trained(folder, tmp_path / str(ranks), *flags, ranks=ranks, eval_norm=True)
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Last Test SRCC") == 1  # the first process speaks for both
+    assert "1 threads in each of 2 processes" in done.stdout
+
+    # The same crops in the same batches; the last one, of five, is shared as three and two.
+    one, two = tmp_path / "1", tmp_path / "2"
+    plan = np.load(one / "images0.npy")
+    parts = [np.load(two / f"images{rank}.npy") for rank in (0, 1)]
+    shares = [data.share_of(35, 10, rank, 2) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [18, 17]
+    assert all((plan[share] == part).all() for share, part in zip(shares, parts))
+    assert sorted(np.concatenate(shares)) == list(range(35))
+
+    # The same losses, step by step, within what float32 rounds.
+    error = np.abs(np.load(one / "scores.npy") - np.load(two / "scores.npy"))  # of about 50
+    assert error[:10].max() < 2e-5 and error.max() < 2e-3
+
+    # The same evaluation of the same weights, each image once.
+    config, epoch = map(json.loads, (two / "run.jsonl").read_text().splitlines())
+    assert config["ranks"] == 2
+    args = argparse.Namespace(**config["flags"])
+    state = torch.load(two / "resnet_improved_ss_noatt_last.pth", weights_only=True)
+    model = train.build_model(args, 50.0)
+    model.load_state_dict(state["model"])
+    table, _ = train.load_data(args)
+    store, table = data.open_store(
+        table, folder, resize=args.resize, store_dir=args.store_dir, name=args.dataset
+    )
+    plan = train.judged_plan(args, table)
+    batches = data.Batches(store, table["row"].to_numpy(), plan, patch_size=32, batch_size=64)
+    loader = data.make_loader(batches, workers=0, pin=False)
+    scores, _ = train.evaluate(
+        model, loader, 3, device=torch.device("cpu"), precision="off", watch=iter
+    )
+    judged = pd.read_csv(two / "run_predictions.csv")
+    assert list(judged["image"]) == list(table["image"][plan[::3, 0]])
+    assert np.abs(judged["score"] - scores).max() <= 2e-6  # each rounded to 1e-6
+    assert epoch["test_srcc"] is not None
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    args = train.parse_args(["--batch_size", "30"])
+    with pytest.raises(train.RunError, match="30 can't be shared by 4 processes"):
+        train.check_batches(args, 1000, 4)
+    with pytest.raises(train.RunError, match="last batch of 1 crops, and each process needs"):
+        train.check_batches(args, 301, 2)
+    train.check_batches(args, 302, 2)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_the_run_down_and_a_restart_goes_on(folder, tmp_path):
+    flags = ["--epochs", 3, "--use_multiscale", "--use_attention", "--train_patch_num", 4]
+    flags += ["--save_minutes", 0]
+    done = trained(folder, tmp_path / "undisturbed", *flags, ranks=2)
+    assert done.returncode == 0, done.stderr
+    wanted = outcome(tmp_path / "undisturbed")
+
+    out = tmp_path / "died"
+    done = trained(folder, out, *flags, ranks=2, dies_at=11)
+    assert done.returncode == 1
+    assert "error: process 0: another process of this run has died" in done.stderr
+    done = trained(folder, out, *flags, "--resume", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert same_but_for_driver(wanted, outcome(out))
+
+    out = tmp_path / "restarted"
+    done = trained(folder, out, *flags, "--resume", ranks=2, restarts=1, dies_at=11)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to resume from" in done.stdout and "resumed     in epoch" in done.stdout
+    assert same_but_for_driver(wanted, outcome(out))
+
+    out = tmp_path / "died"
+    done = trained(folder, out, *flags, "--resume", ranks=1)
+    assert done.returncode == 1 and "ranks was 2, is 1" in done.stderr
+
+
+def same_but_for_driver(wanted: dict, ended: dict) -> bool:
+    return all(same(wanted[k], ended[k]) for k in ("epochs", "predictions", "checkpoints"))
