@@ -15,13 +15,15 @@ readonly HYPERIQA=0.8998 SMART_IQA=0.9378 # published SRCC on KonIQ-10k's test i
 
 usage() {
   cat <<'END'
-usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [FLAG...]
+usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [--gpus N,N,...] [FLAG...]
        bash run_resnet_ablation.sh --resume LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS
 
 Trains the three configurations one after the other and prints their table.
 
   --demo          on a small data set drawn on the spot, on a CPU, in at most 8 minutes
   --seeds N,N,... repeat each configuration with these seeds; the table gives mean and spread
+  --gpus N,N,...  runs side by side, one on each of these GPUs
+  --parallel N    N runs side by side, sharing out this machine's cores
   --resume DIR    go on with an ablation that was interrupted, with the flags that it began with:
                   finished runs are kept, the interrupted one goes on where it was
   -h, --help      this text
@@ -32,6 +34,7 @@ configuration on a data-centre GPU (an estimate), about two days each on two CPU
 
 Examples:
   bash run_resnet_ablation.sh --demo
+  bash run_resnet_ablation.sh --seeds 42,43,44 --gpus 0,1,2
   bash run_resnet_ablation.sh --data_path /data/koniq-10k --seeds 42,43,44
   bash run_resnet_ablation.sh --dataset biq2021 --data_path /data/biq2021 --epochs 5
 
@@ -49,7 +52,7 @@ fail() {
 
 configuration_flags() { # NAME
   case $1 in
-    exp1_baseline) ;;
+    exp1_baseline) echo ;;
     exp2_multiscale) echo --use_multiscale ;;
     exp3_multiscale_attention) echo --use_multiscale --use_attention ;;
   esac
@@ -59,28 +62,79 @@ run_name() { # NAME SEED: with one seed just NAME, as the log is called
   if ((${#seeds[@]} == 1)); then echo "$1"; else echo "$1_seed$2"; fi
 }
 
-run_experiment() { # NAME SEED FLAG...: its exit status is the run's
-  local name=$1 seed=$2 folder=$checkpoint_dir run
-  shift 2
+prepare() { # NAME SEED: sets `run`, its name, and `command`; status 1 when it is finished already
+  local name=$1 seed=$2 folder=$checkpoint_dir
   run=$(run_name "$name" "$seed")
-  if ((${#seeds[@]} > 1)); then folder=$checkpoint_dir/seed_$seed; fi
-
-  echo
   if finished "$run"; then
     echo "$run: finished already, see $log_dir/$run.log"
-    return 0
+    return 1
   fi
-  if [[ -e $log_dir/$run.jsonl ]]; then set -- "$@" --resume; fi
+  if ((${#seeds[@]} > 1)); then folder=$checkpoint_dir/seed_$seed; fi
+  read -ra command < <(configuration_flags "$name")
+  command=("$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" "${command[@]}"
+    --seed "$seed" --run_name "$run" --log_dir "$log_dir" --checkpoint_dir "$folder")
+  if [[ -e $log_dir/$run.jsonl ]]; then command+=(--resume); fi
   echo "$run: training ($(date +%H:%M:%S)), log in $log_dir/$run.log"
-  # tee has its last line before the log is read
-  exec {log}> >(exec tee -a "$log_dir/$run.log")
-  local tee_pid=$! status=0
-  watched "$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" "$@" \
-    --seed "$seed" --run_name "$run" --log_dir "$log_dir" --checkpoint_dir "$folder" \
-    >&"$log" 2>&1 || status=$?
-  exec {log}>&-
-  wait "$tee_pid" || status=1
-  return "$status"
+}
+
+run_in_turn() { # all jobs, each with its console on this one and in its log
+  local job status tee_pid
+  for job in "${jobs[@]}"; do
+    echo
+    # shellcheck disable=SC2086
+    prepare $job || continue
+    # tee has its last line before the log is read
+    exec {log}> >(exec tee -a "$log_dir/$run.log")
+    tee_pid=$! status=0
+    watched "${command[@]}" >&"$log" 2>&1 || status=$?
+    exec {log}>&-
+    wait "$tee_pid" || status=1
+    if ((status)); then note_failure "$job"; fi
+  done
+}
+
+run_side_by_side() { # as many jobs at once as there are slots; a line a minute on each
+  local next=0 slot status spoken=$SECONDS setting job_of=() run_of=()
+  while ((next < ${#jobs[@]} || ${#children[@]})); do
+    for slot in "${!slots[@]}"; do
+      if [[ -n ${children[slot]:-} ]]; then
+        if kill -0 "${children[slot]}" 2>/dev/null; then continue; fi
+        status=0
+        wait "${children[slot]}" || status=$?
+        unset "children[slot]"
+        if ((status)); then
+          note_failure "${job_of[slot]}"
+        else
+          echo "${run_of[slot]}: $(grep -m 1 '^Best Test SRCC' "$log_dir/${run_of[slot]}.log")"
+        fi
+      fi
+      while ((next < ${#jobs[@]})) && [[ -z ${children[slot]:-} ]]; do
+        job_of[slot]=${jobs[next]}
+        next=$((next + 1))
+        # shellcheck disable=SC2086
+        prepare ${job_of[slot]} || continue
+        run_of[slot]=$run
+        setting=${slots[slot]}
+        env "$setting" "${command[@]}" >>"$log_dir/$run.log" 2>&1 &
+        children[slot]=$!
+      done
+    done
+    if ((SECONDS - spoken >= 60)); then
+      spoken=$SECONDS
+      for slot in "${!children[@]}"; do
+        echo "$(date +%H:%M) ${run_of[slot]}: $(tail -n 1 "$log_dir/${run_of[slot]}.log")"
+      done
+    fi
+    sleep 0.5
+  done
+}
+
+note_failure() { # 'NAME SEED'
+  local run
+  # shellcheck disable=SC2086
+  run=$(run_name $1)
+  failed[${1% *}]+="${failed[${1% *}]:+, }$log_dir/$run.log"
+  echo "$run: FAILED, see $log_dir/$run.log" >&2
 }
 
 finished() { # RUN: whether its log has the closing lines
@@ -90,20 +144,20 @@ finished() { # RUN: whether its log has the closing lines
 watched() { # COMMAND...: run it in the background, where the traps below can end it
   local status=0
   "$@" &
-  child=$!
-  wait "$child" || status=$?
-  child=
+  children=($!)
+  wait "${children[0]}" || status=$?
+  children=()
   return "$status"
 }
 
 # shellcheck disable=SC2317 # called by the traps
 stop() { # SIGNAL STATUS
-  trap 'kill -KILL "$child" 2>/dev/null; exit 130' INT # a second Ctrl-C
+  trap 'kill -KILL "${children[@]}" 2>/dev/null; exit 130' INT # a second Ctrl-C
   trap '' TERM
   echo "stopped by $1" >&"$console"
-  if [[ -n $child ]]; then
-    kill -TERM "$child" 2>/dev/null || true
-    wait "$child" 2>/dev/null || true
+  if ((${#children[@]})); then
+    kill -TERM "${children[@]}" 2>/dev/null || true
+    wait "${children[@]}" 2>/dev/null || true
   fi
   if [[ -n ${log_dir:-} ]]; then
     printf 'to go on: bash %q --resume %q\n' "$0" "$log_dir" >&"$console"
@@ -192,7 +246,8 @@ flags=(--save_model)
 log_root=logs
 checkpoint_dir=
 demo=0
-child=
+children=()
+slots=()
 declare -A failed=()
 log_dir=
 
@@ -218,6 +273,18 @@ while (($#)); do
       IFS=, read -ra seeds <<<"$2"
       seeds=("${seeds[@]/#/10#}") # 042 is 42
       for i in "${!seeds[@]}"; do seeds[i]=$((seeds[i])); done
+      shift 2
+      ;;
+    --gpus)
+      [[ ${2:-} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "$1 takes numbers of GPUs, such as 0,1,2"
+      IFS=, read -ra slots <<<"$2"
+      slots=("${slots[@]/#/CUDA_VISIBLE_DEVICES=}")
+      shift 2
+      ;;
+    --parallel)
+      [[ ${2:-} =~ ^[1-9][0-9]{0,3}$ ]] || fail "$1 takes a number of runs, such as 2"
+      threads=$(($(nproc) / $2))
+      for ((i = 0; i < $2; i++)); do slots+=("OMP_NUM_THREADS=$((threads > 0 ? threads : 1))"); done
       shift 2
       ;;
     --log_dir)
@@ -271,14 +338,11 @@ else
   printf '%s\0' "${arguments[@]}" >"$log_dir/arguments"
 fi
 
+jobs=()
 for seed in "${seeds[@]}"; do
-  for name in "${NAMES[@]}"; do
-    # shellcheck disable=SC2046
-    if run_experiment "$name" "$seed" $(configuration_flags "$name"); then continue; fi
-    failed[$name]+="${failed[$name]:+, }$log_dir/$(run_name "$name" "$seed").log"
-    echo "$(run_name "$name" "$seed"): FAILED" >&2
-  done
+  for name in "${NAMES[@]}"; do jobs+=("$name $seed"); done
 done
+if ((${#slots[@]})); then run_side_by_side; else run_in_turn; fi
 
 echo
 status=0

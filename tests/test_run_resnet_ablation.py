@@ -25,6 +25,7 @@ done
 echo "$name${resumed:-}" >>"$CALLS"
 touch "$dir/$name.jsonl"
 echo "called with $all"
+echo "on gpu ${CUDA_VISIBLE_DEVICES:-}, ${OMP_NUM_THREADS:-} threads"
 echo "data        a data set"
 case "$name" in
   $FAILING*) echo "error: this run fails"; exit 1 ;;
@@ -227,6 +228,8 @@ def test_a_signal_ends_all_of_it(tmp_path, stand_in, signal_number, status):
         (["--seeds"], "takes whole numbers"),
         (["--seeds", "1,1"], "names a seed twice"),
         (["--seeds", "42,042"], "names a seed twice"),
+        (["--gpus", "all"], "--gpus takes numbers of GPUs"),
+        (["--parallel", "0"], "--parallel takes a number of runs"),
         (["--log_dir"], "--log_dir takes a folder"),
         (["--checkpoint_dir"], "--checkpoint_dir takes a folder"),
         (["--use_multiscale"], "is what this script sets"),
@@ -272,6 +275,22 @@ def test_resumed_it_keeps_what_is_finished_and_goes_on(ablation, run_script, sta
         assert "--lr 0.5 --data_path a folder" in log.read_text()
     undisturbed = ablation(*flags, "--log_dir", "other")
     assert rows(undisturbed.stdout) == rows(done.stdout) and len(rows(done.stdout)) == 3
+
+
+def test_side_by_side_gives_the_same_table(ablation):
+    in_turn = ablation("--seeds", "1,2", "--log_dir", "other")
+    done = ablation("--seeds", "1,2", "--gpus", "3,5")
+    assert done.returncode == 0, done.stderr
+    assert rows(done.stdout) == rows(in_turn.stdout) and len(rows(done.stdout)) == 3
+    used = [
+        (log.stem, re.search(r"gpu (\S*),", log.read_text())[1])
+        for log in done.folder.glob("exp*.log")
+    ]
+    assert len(used) == 6 and {gpu for _, gpu in used} == {"3", "5"}
+    done = ablation("--parallel", "2", "--log_dir", "third", failing="exp2")
+    assert done.returncode == 1 and rows(done.stdout)["+ multi-scale"][0] == "FAILED:"
+    assert "exp2_multiscale: FAILED" in done.stderr
+    assert "exp1_baseline: Best Test SRCC: 0.9210" in done.stdout
 
 
 @pytest.mark.slow
