@@ -1,19 +1,32 @@
-"""What a score is worth: how well predictions agree with mean opinion scores.
+"""What a score is worth: how well predictions agree with mean opinion scores, and how surely.
 
-from metrics import agreement
-agreement(predicted, mos)   # {'srcc': 0.90, 'plcc': 0.91, 'krcc': 0.73, 'rmse': 6.1}
+from metrics import agreement, difference, interval
+agreement(predicted, mos)            # {'srcc': 0.90, 'plcc': 0.91, 'krcc': 0.73, 'rmse': 6.1}
+interval(srcc_by_counts(predicted, mos), len(mos))                  # 95% over images
+difference(predicted, baseline, mos)                                # paired, with p
+
+Predictions and MOS are arrays (N,) over the same images in the same order. Intervals resample
+images; with runs of several seeds they resample seeds first. Needs numpy and scipy alone.
 """
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 METRICS = ("srcc", "plcc", "krcc", "rmse")
+RESAMPLES = 2000
+LEVEL = 0.95
+# A statistic of resampled images: from counts (B, N), how often each image was drawn, to (B,).
+ByCounts = Callable[[np.ndarray], np.ndarray]
 
 
 def agreement(predicted: np.ndarray, mos: np.ndarray) -> dict[str, float]:
     """SRCC, PLCC (of the raw scores), KRCC (tau-b) and RMSE of predictions (N,) against MOS (N,).
 
-    A correlation is NaN where it is undefined: for fewer than two images, for predictions or
-    labels that are all the same, and for predictions that are not finite.
+    A correlation is NaN where it is undefined: see `undefined`.
     Raises ValueError for arrays of different lengths.
     """
     from scipy import stats
@@ -25,10 +38,262 @@ def agreement(predicted: np.ndarray, mos: np.ndarray) -> dict[str, float]:
         return dict.fromkeys(METRICS, float("nan"))
 
     values = {"rmse": float(np.sqrt(np.mean((predicted - mos) ** 2)))}
-    if np.ptp(predicted) == 0 or np.ptp(mos) == 0:
+    if undefined(predicted, mos):
         return dict.fromkeys(METRICS, float("nan")) | values
     return {
         "srcc": float(stats.spearmanr(predicted, mos).statistic),
         "plcc": float(stats.pearsonr(predicted, mos).statistic),
         "krcc": float(stats.kendalltau(predicted, mos).statistic),
     } | values
+
+
+def undefined(predicted: np.ndarray, mos: np.ndarray) -> str:
+    """Why a correlation is undefined; empty where it is defined."""
+    if len(mos) < 2:
+        return "fewer than two images"
+    if not np.isfinite(predicted).all():
+        return "predictions that are not finite"
+    if np.ptp(predicted) == 0:
+        return "predictions that are all the same"
+    return "labels that are all the same" if np.ptp(mos) == 0 else ""
+
+
+def logistic(x: np.ndarray, high: float, low: float, middle: float, width: float) -> np.ndarray:
+    """VQEG's four-parameter logistic (Final Report, FR-TV phase II, 2003), from scores to MOS."""
+    from scipy.special import expit
+
+    return low + (high - low) * expit((x - middle) / abs(width))
+
+
+class Fit(NamedTuple):
+    plcc: float  # after the logistic
+    rmse: float
+    parameters: tuple[float, ...] | None  # of `logistic`; None where it could not be fitted
+    reason: str  # why not
+
+
+def fitted_agreement(predicted: np.ndarray, mos: np.ndarray) -> Fit:
+    """PLCC and RMSE after `logistic` has been fitted to the predictions by least squares."""
+    from scipy import optimize
+
+    reason = undefined(predicted, mos)
+    if not reason and len(mos) < 5:
+        reason = "fewer images than the logistic needs (5)"
+    if reason:
+        return Fit(math.nan, math.nan, None, reason)
+    start = (mos.max(), mos.min(), np.median(predicted), predicted.std())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optimize.OptimizeWarning)  # of the covariance, unused
+            parameters, _ = optimize.curve_fit(logistic, predicted, mos, start, maxfev=20_000)
+    except RuntimeError as error:
+        return Fit(math.nan, math.nan, None, f"the logistic could not be fitted ({error})")
+    mapped = logistic(predicted, *parameters)
+    values = agreement(mapped, mos)
+    reason = "" if math.isfinite(values["plcc"]) else "the fitted logistic is flat"
+    return Fit(values["plcc"], values["rmse"], tuple(map(float, parameters)), reason)
+
+
+# Resampling -------------------------------------------------------------------------------------
+
+
+def ranks_by_counts(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mid-ranks (B, N) that values (N,) have in resamples where value i occurs counts[b, i] times.
+
+    The values are sorted once for all resamples, which makes thousands of them cheap.
+    """
+    order = np.argsort(values, kind="stable")
+    groups = np.flatnonzero(np.diff(values[order], prepend=np.nan) != 0)  # ties are one group
+    totals = np.add.reduceat(counts[:, order], groups, axis=1)  # (B, groups)
+    ranks = np.cumsum(totals, 1) - (totals - 1) / 2
+    group_of = np.empty(len(values), int)
+    group_of[order] = np.repeat(np.arange(len(groups)), np.diff(groups, append=len(values)))
+    return ranks[:, group_of]
+
+
+def correlation_by_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Pearson's r (B,) of x and y ((N,) or (B, N)), where item i counts counts[b, i] times."""
+    n = counts.sum(1, keepdims=True)
+    x = x - (counts * x).sum(1, keepdims=True) / n
+    y = y - (counts * y).sum(1, keepdims=True) / n
+    weighted = counts * x
+    norm = np.sqrt((weighted * x).sum(1) * (counts * y * y).sum(1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weighted * y).sum(1) / norm
+
+
+def srcc_by_counts(predicted: np.ndarray, mos: np.ndarray) -> ByCounts:
+    """SRCC of resampled images."""
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        ranks = ranks_by_counts(predicted, counts), ranks_by_counts(mos, counts)
+        return correlation_by_counts(*ranks, counts)
+
+    return statistic
+
+
+def plcc_by_counts(predicted: np.ndarray, mos: np.ndarray) -> ByCounts:
+    """PLCC (of the raw scores) of resampled images."""
+    return lambda counts: correlation_by_counts(predicted, mos, counts)
+
+
+class Interval(NamedTuple):
+    value: float
+    low: float
+    high: float
+    p: float  # two-sided, that the value is 0
+    reason: str = ""  # why it is NaN
+
+
+def interval(
+    statistic: ByCounts, images: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """A statistic with its 95% interval over images: BCa bootstrap (Efron 1987, by scipy).
+
+    p is twice the smaller part of the resamples on one side of 0 (at least 1 of resamples + 1).
+    """
+    from scipy import stats
+
+    def of_draws(draws: np.ndarray, axis: int = -1) -> np.ndarray:
+        rows = draws.reshape(-1, draws.shape[-1])
+        flat = rows + images * np.arange(len(rows))[:, None]
+        counts = np.bincount(flat.ravel(), minlength=images * len(rows))
+        return statistic(counts.reshape(-1, images).astype(float)).reshape(draws.shape[:-1])
+
+    value = float(statistic(np.ones((1, images)))[0])
+    if images < 3 or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan, math.nan, "too few images, or undefined")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a degenerate interval is NaN, and is said below
+        result = stats.bootstrap(
+            (np.arange(images),),
+            of_draws,
+            n_resamples=resamples,
+            batch=250,
+            vectorized=True,
+            confidence_level=LEVEL,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        )
+    low, high = map(float, result.confidence_interval)
+    reason = "" if math.isfinite(low + high) else "the resamples don't vary, or are undefined"
+    return Interval(value, low, high, p_value(result.bootstrap_distribution), reason)
+
+
+def p_value(resampled: np.ndarray) -> float:
+    """Two-sided p that a statistic is 0, from its resamples."""
+    tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(resampled) + 1)))
+
+
+def difference(
+    predicted: np.ndarray,
+    baseline: np.ndarray,
+    mos: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """SRCC of `predicted` less that of `baseline`, paired: both on the same resampled images."""
+    a, b = srcc_by_counts(predicted, mos), srcc_by_counts(baseline, mos)
+    return interval(lambda c: a(c) - b(c), len(mos), resamples=resamples, seed=seed)
+
+
+def permutation_p(
+    predicted: np.ndarray,
+    baseline: np.ndarray,
+    mos: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> float:
+    """Two-sided p that two predictions are exchangeable: their ranks are swapped image by image."""
+    from scipy import stats
+
+    rng = np.random.default_rng(seed)
+    a, b, target = map(stats.rankdata, (predicted, baseline, mos))
+    ones = np.ones((1, len(mos)))
+
+    def gap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        one, other = stats.rankdata(one, axis=1), stats.rankdata(other, axis=1)
+        return correlation_by_counts(one, target, ones) - correlation_by_counts(other, target, ones)
+
+    observed = abs(gap(a[None], b[None])[0])
+    larger = 0
+    for start in range(0, resamples, 250):
+        swap = rng.integers(0, 2, (min(250, resamples - start), len(mos))).astype(bool)
+        larger += (np.abs(gap(np.where(swap, b, a), np.where(swap, a, b))) >= observed).sum()
+    return float(larger + 1) / (resamples + 1)
+
+
+def over_seeds(
+    statistics: list[ByCounts],
+    combine: Callable[[np.ndarray], np.ndarray],
+    images: int,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of several seeds with its 95% interval: seeds are resampled, then images.
+
+    statistics: one for each seed, each (B,) or (B, K); `combine` makes (B,) of their mean over the
+    resampled seeds, (B,) or (B, K). Percentile interval. With few seeds it is too narrow: the
+    spread of S seeds is seen at (S - 1) / S of its variance.
+    """
+    rng = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, resamples, 250):
+        size = min(250, resamples - start)
+        counts = rng.multinomial(images, np.full(images, 1 / images), size).astype(float)
+        of_seeds = np.stack([s(counts) for s in statistics])  # (S, B) or (S, B, K)
+        shares = rng.multinomial(
+            len(statistics), np.full(len(statistics), 1 / len(statistics)), size
+        )
+        weights = shares.T.reshape(
+            shares.T.shape + (1,) * (of_seeds.ndim - 2)
+        )  # (S, B) or (S, B, 1)
+        parts.append(combine((weights * of_seeds).sum(0) / len(statistics)))
+    resampled = np.concatenate(parts)
+    value = float(combine(np.mean([s(np.ones((1, images))) for s in statistics], 0))[0])
+    if not np.isfinite(resampled).all():
+        return Interval(value, math.nan, math.nan, math.nan, "undefined in some resamples")
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high), p_value(resampled))
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values, in the order given; NaN stays NaN and doesn't count."""
+    known = sorted((x, i) for i, x in enumerate(p) if math.isfinite(x))
+    adjusted, highest = [math.nan] * len(p), 0.0
+    for position, (x, i) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - position) * x))
+        adjusted[i] = highest
+    return adjusted
+
+
+def seeds_needed(differences: np.ndarray) -> int | None:
+    """Seeds at which a paired t-test finds the mean difference seen, at 5%, with 80% power.
+
+    By the noncentral t distribution, with the standard deviation seen; None where that is unknown
+    (one seed), where there is no difference, or where more than 10,000 would be needed.
+    """
+    from scipy import stats
+
+    if len(differences) < 2 or np.mean(differences) == 0:
+        return None
+    effect = abs(np.mean(differences)) / max(np.std(differences, ddof=1), 1e-12)
+
+    def power(n: int) -> float:
+        critical = stats.t.ppf(0.975, n - 1)
+        value = stats.nct.sf(critical, n - 1, effect * math.sqrt(n))
+        return 1.0 if math.isnan(value) else value  # so far out that it can't be computed
+
+    low, high = 2, 2
+    while power(high) < 0.8:
+        low, high = high, 2 * high
+        if high > 10_000:
+            return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle) >= 0.8 else (middle + 1, high)
+    return high

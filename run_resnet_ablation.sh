@@ -39,7 +39,7 @@ Examples:
   bash run_resnet_ablation.sh --dataset biq2021 --data_path /data/biq2021 --epochs 5
 
 Yields LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS/ (a log, a record and the predictions of each run,
-table.txt, and the arguments for --resume) and CHECKPOINT_DIR/resnet_improved_*.pth; with several seeds each seed has its own
+table.txt, the arguments for --resume, and the report: intervals, figures, verdict) and CHECKPOINT_DIR/resnet_improved_*.pth; with several seeds each seed has its own
 folder seed_N under CHECKPOINT_DIR. LOG_DIR is logs and CHECKPOINT_DIR checkpoints (of the demo:
 demo/checkpoints) unless --log_dir and --checkpoint_dir say otherwise. The exit status is 0 only if every run has its figures.
 END
@@ -350,4 +350,8 @@ table >"$log_dir/table.txt.tmp" || status=1
 mv "$log_dir/table.txt.tmp" "$log_dir/table.txt"
 cat "$log_dir/table.txt"
 echo "This table is in $log_dir/table.txt."
+if grep -qs '"type": "epoch"' "$log_dir"/*.jsonl; then
+  echo
+  "$PYTHON" "$HERE/report_resnet_ablation.py" "$log_dir" || status=1
+fi
 exit "$status"

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from scipy import stats
 
+import metrics
 from metrics import agreement
 
 
@@ -25,3 +27,88 @@ def test_too_few_images_are_nan(n):
 def test_lengths_that_differ_are_refused():
     with pytest.raises(ValueError, match="for labels"):
         agreement(np.ones(1), np.ones(4))  # would broadcast
+
+
+def test_the_logistic_straightens_a_curved_relation():
+    mos = np.linspace(5, 95, 200)
+    curved = np.exp(mos / 30)
+    fit = metrics.fitted_agreement(curved, mos)
+    assert fit.reason == "" and fit.plcc > metrics.agreement(curved, mos)["plcc"] + 0.01
+    falling = metrics.fitted_agreement(-curved, mos)
+    assert falling.plcc == pytest.approx(fit.plcc, abs=1e-3)  # the logistic may fall as well
+    assert "same" in metrics.fitted_agreement(np.ones(200), mos).reason
+    assert "fewer" in metrics.fitted_agreement(curved[:4], mos[:4]).reason
+
+
+def resampled_by_hand(values, counts):
+    return np.repeat(values, counts.astype(int))
+
+
+def test_statistics_of_counts_are_those_of_the_images_drawn():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 15, 60).astype(float), rng.normal(size=60)
+    counts = rng.multinomial(60, np.full(60, 1 / 60), 5).astype(float)
+    srcc = metrics.srcc_by_counts(x, y)(counts)
+    plcc = metrics.plcc_by_counts(x, y)(counts)
+    for c, of_ranks, of_values in zip(counts, srcc, plcc):
+        drawn = resampled_by_hand(x, c), resampled_by_hand(y, c)
+        assert of_ranks == pytest.approx(stats.spearmanr(*drawn).statistic)
+        assert of_values == pytest.approx(stats.pearsonr(*drawn).statistic)
+
+
+def test_the_interval_is_scipys_of_the_same_statistic():
+    rng = np.random.default_rng(1)
+    mos = rng.normal(size=80)
+    predicted = mos + rng.normal(size=80)
+    found = metrics.interval(metrics.srcc_by_counts(predicted, mos), 80, resamples=999, seed=3)
+    plain = stats.bootstrap(
+        (predicted, mos),
+        lambda a, b: stats.spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=999,
+        rng=np.random.default_rng(3),
+    )
+    assert (found.low, found.high) == pytest.approx(tuple(plain.confidence_interval), abs=0.02)
+    assert found.value == pytest.approx(stats.spearmanr(predicted, mos).statistic)
+
+
+def test_paired_differences_see_what_single_intervals_hide():
+    rng = np.random.default_rng(2)
+    mos = rng.normal(size=500)
+    shared = mos + rng.normal(0, 1, 500)
+    better, worse = (shared + rng.normal(0, sd, 500) for sd in (0.1, 0.5))
+    found = metrics.difference(better, worse, mos)
+    assert found.low > 0 and found.p < 0.01
+    assert metrics.permutation_p(better, worse, mos) < 0.01
+    alone = [metrics.interval(metrics.srcc_by_counts(s, mos), 500) for s in (better, worse)]
+    assert alone[0].low < alone[1].high  # these overlap
+    same = metrics.difference(better, better, mos)
+    assert same.value == 0 and same.reason  # nothing varies, and that is said
+
+
+def test_seeds_widen_the_interval():
+    rng = np.random.default_rng(3)
+    mos = rng.normal(size=300)
+    alike = [metrics.srcc_by_counts(mos + rng.normal(0, 0.5, 300), mos) for _ in range(3)]
+    apart = [metrics.srcc_by_counts(mos + rng.normal(0, s, 300), mos) for s in (0.2, 0.6, 1.2)]
+    narrow, wide = (metrics.over_seeds(s, lambda x: x, 300) for s in (alike, apart))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    ones = np.ones((1, 300))
+    assert narrow.value == pytest.approx(np.mean([s(ones) for s in alike]))
+
+
+def test_holm_corrects_in_order():
+    assert metrics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    adjusted = metrics.holm([0.02, float("nan"), 0.5])
+    assert adjusted[0] == pytest.approx(0.04) and np.isnan(adjusted[1])
+
+
+def test_seeds_needed_have_the_power_that_is_promised():
+    rng = np.random.default_rng(4)
+    needed = metrics.seeds_needed(np.array([0.8, 0.0, 1.6]))  # mean 0.8, deviation 0.8
+    runs = rng.normal(0.8, 0.8, (4000, needed))
+    found = stats.ttest_1samp(runs, 0, axis=1).pvalue < 0.05
+    assert 0.8 <= found.mean() < 0.95
+    assert metrics.seeds_needed(np.array([0.1])) is None
+    assert metrics.seeds_needed(np.array([0.1, -0.1])) is None

@@ -45,7 +45,7 @@ def test_both_name_every_flag_and_no_other(capsys):
     with pytest.raises(SystemExit):
         train.parse_args(["--help"])
     of_training = flags(capsys.readouterr().out) - {"--help"}
-    of_the_script = {"--demo", "--seeds", "--help"}
+    of_the_script = {"--demo", "--seeds", "--gpus", "--parallel", "--help"}
     assert of_training <= flags(ENGLISH) <= of_training | of_the_script
 
 

@@ -90,9 +90,12 @@ def test_the_three_configurations_end_in_a_table(koniq10k, run_script):
     assert re.fullmatch(r"resnet_ablation_\d{8}_\d{6}", folder.name)
     names = ["exp1_baseline", "exp2_multiscale", "exp3_multiscale_attention"]
     suffixes = [".jsonl", ".log", "_predictions.csv"]
+    of_the_report = ["report.md", "report.html", "table.tex", "paragraph.tex", "results.json"]
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        [n + s for n in names for s in suffixes] + ["arguments", "table.txt"]
+        [n + s for n in names for s in suffixes]
+        + ["arguments", "table.txt", "figures", *of_the_report]
     )
+    assert "not decided by these runs" in done.stdout  # on three test images
     table = (folder / "table.txt").read_text()
     assert table in done.stdout and "0.8998" in table and "0.9378" in table
     cells = rows(table)

@@ -1,0 +1,266 @@
+"""The report, on logs with known figures and with the real ones of short runs."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import data_loader as data
+import metrics
+import report_resnet_ablation as report
+from conftest import ROOT, photo
+
+MODELS = ("resnet_improved_ss_noatt", "resnet_improved_ms_noatt", "resnet_improved_ms_att")
+NAMES = ("exp1_baseline", "exp2_multiscale", "exp3_multiscale_attention")
+
+
+def write_run(folder, name, model, noise, *, seed=42, epochs=2, tests=200, vals=50, **flags):
+    """A run's record and predictions: scores are MOS with noise of `noise` points."""
+    rng = np.random.default_rng(7)
+    mos = {"test": rng.uniform(10, 90, tests).round(2), "val": rng.uniform(10, 90, vals).round(2)}
+    own = np.random.default_rng([seed, MODELS.index(model) if model in MODELS else 9])
+    frames, records = [], []
+    for epoch in range(1, epochs + 1):
+        record = {"type": "epoch", "epoch": epoch, "loss": 10 / epoch, "patches_per_second": 100.0}
+        record |= {"test_patches_per_second": 300.0, "peak_memory_gb": 2.5}
+        for split in ("val", "test"):
+            if not len(mos[split]):
+                continue
+            score = mos[split] + own.normal(0, noise + 5 * (epochs - epoch), len(mos[split]))
+            rows = {"epoch": epoch, "split": split, "mos": mos[split], "score": score.round(6)}
+            rows["image"] = [f"Images/{split}_{i:03}.jpg" for i in range(len(score))]
+            if model.endswith("_att"):
+                weights = own.dirichlet([4, 3, 2, 1], len(score)).round(6)
+                rows |= {f"w{i + 1}": weights[:, i] for i in range(4)}
+            frames.append(pd.DataFrame(rows))
+            values = metrics.agreement(frames[-1]["score"].to_numpy(), mos[split])
+            record |= {f"{split}_{k}": None if v != v else v for k, v in values.items()}
+        records.append(record)
+    config = {
+        "type": "config",
+        "model": model,
+        "parameters": 25_000_000 + 1_000_000 * len(name),
+        "multiply_adds": 4_000_000_000,
+        "flags": {"seed": seed, "epochs": epochs, "dataset": "koniq-10k", "data_path": "nowhere"}
+        | {"patch_size": 224, "lr": 1e-4}
+        | flags,
+        "labels": "labels_of_a_test",
+        "images": {"train": 10, "val": vals, "test": tests},
+        "data_fingerprint": "0123456789ab",
+        "device": "cpu",
+        "device_name": "a machine",
+        "precision": "off",
+        "git_commit": "abc",
+        "versions": {"torch": "2"},
+        "started": "2026-01-02T03:04:05",
+    }
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps(line) for line in (config, *records)]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / f"{name}.log").write_text("a log\n")
+    columns = ["epoch", "split", "image", "mos", "score"]
+    columns += [c for c in frames[0].columns if c.startswith("w")]
+    pd.concat(frames)[columns].to_csv(folder / f"{name}_predictions.csv", index=False)
+
+
+@pytest.fixture
+def logs(tmp_path):
+    folder = tmp_path / "logs"
+    for name, model, noise in zip(NAMES, MODELS, (20, 12, 6)):
+        write_run(folder, name, model, noise)
+    return folder
+
+
+def reported(folder, capsys, *arguments, status=0):
+    """Run the report in this process: (results.json or None, stdout, stderr)."""
+    sys.argv = ["report", str(folder), "--resamples", "400", *map(str, arguments)]
+    assert report.main() == status
+    said = capsys.readouterr()
+    path = folder / "results.json"
+    return (json.loads(path.read_text()) if path.exists() else None), said.out, said.err
+
+
+def test_a_clear_gain_carries_over_and_every_file_is_there(logs, capsys):
+    results, out, _ = reported(logs, capsys)
+    assert "the improvements carry over to a CNN" in out and results["selection"] == "chosen by val"
+    wanted = ["report.md", "report.html", "table.tex", "paragraph.tex", "results.json"]
+    assert all((logs / name).is_file() for name in wanted)
+    figures = {p.name for p in (logs / "figures").iterdir()}
+    stems = ("curves", "scatter", "forest", "stage_weights", "costs")
+    assert figures == {f"{s}.{kind}" for s in stems for kind in ("png", "pdf")}
+    for stem in stems:
+        with Image.open(logs / "figures" / f"{stem}.png") as image:
+            assert image.width <= 3.5 * 300 + 1  # a journal's column
+    page = (logs / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5 and "http" not in page.split("</style>")[1]
+    text = (logs / "report.md").read_text()
+    assert "No contact sheet: 20 of its 20 photographs are not under nowhere" in text
+    assert "variance between seeds is unknown" in text
+
+
+def test_figures_are_those_of_the_predictions(logs, capsys):
+    results, _, _ = reported(logs, capsys)
+    rows = pd.read_csv(logs / "exp3_multiscale_attention_predictions.csv")
+    rows = rows[(rows["epoch"] == 2) & (rows["split"] == "test")]
+    wanted = metrics.agreement(rows["score"].to_numpy(), rows["mos"].to_numpy())
+    found = results["configurations"][MODELS[2]]
+    assert all(found[name] == pytest.approx(wanted[name]) for name in wanted)
+    both = next(c for c in results["comparisons"] if c["label"] == "both improvements")
+    base = results["configurations"][MODELS[0]]["srcc"]
+    assert both["difference"]["value"] == pytest.approx(wanted["srcc"] - base)
+    assert results["relative_gain"]["value"] == pytest.approx(wanted["srcc"] / base - 1)
+    ps = [c["difference"]["p"] for c in results["comparisons"]]
+    assert [c["p_holm"] for c in results["comparisons"]] == pytest.approx(metrics.holm(ps))
+    tex = (logs / "table.tex").read_text()
+    assert tex.count(r"\\") == 4 and r"\toprule" in tex
+
+
+def test_no_difference_is_not_decided(tmp_path, capsys):
+    for name, model in zip(NAMES, MODELS):
+        write_run(tmp_path, name, model, 12)
+    results, out, _ = reported(tmp_path, capsys)
+    assert results["verdict"] == "not decided by these runs" and "nothing is claimed" in out
+    paragraph = (tmp_path / "paragraph.tex").read_text()
+    assert paragraph.count("do not distinguish from none") == 3
+    assert "carry over" not in paragraph
+
+
+@pytest.mark.parametrize(
+    "gain, verdict",
+    [
+        ((0.02, 0.011, 0.03), "carry over"),
+        ((0.006, 0.004, 0.009), "limited"),
+        ((0.0, -0.01, 0.002), "specific to the Transformer"),
+        ((0.006, 0.002, 0.009), "not decided"),
+        ((0.02, 0.009, 0.03), "not decided"),
+        ((0.02, float("nan"), 0.03), "not decided"),
+    ],
+)
+def test_the_verdict_needs_the_whole_interval_on_one_side(gain, verdict):
+    statistics = report.Statistics.__new__(report.Statistics)
+    statistics.gain = metrics.Interval(*gain, p=0.5, reason="a reason")
+    assert verdict in statistics.decide()
+
+
+def test_several_seeds_give_spread_and_the_seeds_needed(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        for name, model, noise in zip(NAMES, MODELS, (14, 12, 11)):
+            write_run(tmp_path, f"{name}_seed{seed}", model, noise, seed=seed)
+    results, _, _ = reported(tmp_path, capsys)
+    found = results["configurations"][MODELS[0]]
+    each = found["selections"]["chosen by val"]
+    assert len(each) == 3 and found["srcc_sd"] == pytest.approx(np.std(each, ddof=1))
+    assert found["srcc"] == pytest.approx(np.mean(each))
+    assert len(results["comparisons"][0]["each"]) == 3
+    assert results["comparisons"][2]["seeds_needed"] >= 2
+    assert "resample seeds, then images" in (tmp_path / "report.md").read_text()
+
+
+def test_without_validation_the_last_epoch_counts(tmp_path, capsys):
+    for name, model, noise in zip(NAMES, MODELS, (20, 12, 6)):
+        write_run(tmp_path, name, model, noise, vals=0)
+    assert reported(tmp_path, capsys)[0]["selection"] == "last epoch"
+
+
+def test_failed_runs_and_lone_ones_still_give_a_report(logs, capsys):
+    record = (logs / "exp2_multiscale.jsonl").read_text().splitlines()
+    (logs / "exp2_multiscale.jsonl").write_text("\n".join(record[:2]) + "\n")
+    (logs / "exp3_multiscale_attention.jsonl").unlink()
+    results, out, err = reported(logs, capsys)
+    assert "exp2_multiscale.jsonl: ended after 1 of 2 epochs, left out" in err
+    assert "exp3_multiscale_attention.log: failed before it began" in err
+    assert "not both there" in out and list(results["configurations"]) == [MODELS[0]]
+    assert "ended after 1 of 2 epochs" in (logs / "report.md").read_text()
+
+
+def test_figures_that_do_not_add_up_are_named(logs, capsys):
+    lines = (logs / "exp1_baseline.jsonl").read_text().splitlines()
+    record = json.loads(lines[2])
+    lines[2] = json.dumps(record | {"test_srcc": record["test_srcc"] + 0.01})
+    (logs / "exp1_baseline.jsonl").write_text("\n".join(lines) + "\n")
+    results, _, err = reported(logs, capsys)
+    assert re.search(r"epoch 2: test SRCC is 0\.\d+ by the predictions and 0\.\d+ by the rec", err)
+    assert len(results["problems"]) == 1
+
+
+def test_undefined_scores_are_said(tmp_path, capsys):
+    for name, model, noise in zip(NAMES[:2], MODELS, (20, 12)):
+        write_run(tmp_path, name, model, noise, epochs=1)
+    csv = tmp_path / "exp2_multiscale_predictions.csv"
+    pd.read_csv(csv).assign(score=50.0).to_csv(csv, index=False)
+    _, _, err = reported(tmp_path, capsys)
+    assert "by the predictions" in err
+    text = (tmp_path / "report.md").read_text()
+    assert "undefined: predictions that are all the same" in text
+
+
+def test_other_settings_are_never_compared(logs, capsys):
+    write_run(logs, "exp4", MODELS[1], 12, seed=1, lr=1e-3)
+    assert "--lr 0.0001 and 0.001" in reported(logs, capsys, status=1)[2]
+    write_run(logs, "exp4", MODELS[1], 12)
+    assert "with seed 42 is there 2 times" in reported(logs, capsys, status=1)[2]
+
+
+def test_nothing_to_report_is_one_sentence(tmp_path, capsys):
+    assert "no finished run to report" in reported(tmp_path, capsys, status=1)[2]
+    assert "no such folder" in reported(tmp_path / "nowhere", capsys, status=1)[2]
+
+
+def test_the_contact_sheet_shows_twenty_photographs(logs, capsys, tmp_path):
+    for i in range(200):
+        photo(tmp_path / "data" / "Images" / f"test_{i:03}.jpg", 40 + i)
+    reported(logs, capsys, "--data_path", tmp_path / "data")
+    assert (logs / "figures" / "contact_sheet.png").is_file()
+
+
+def test_neighbours_are_compared_by_backbone_and_interaction(logs, capsys):
+    write_run(logs, "n1", "hyperiqa", 18)
+    write_run(logs, "n2", "smart_iqa_tiny_ms_att", 5)
+    write_run(logs, "n3", "smart_iqa_tiny_ss_noatt", 7)
+    results, _, _ = reported(logs, capsys)
+    labels = [c["label"] for c in results["comparisons"]]
+    assert labels[3:] == [
+        "both, over HyperIQA",
+        "backbone: Swin tiny for ResNet-50",
+        "both improvements on Swin tiny",
+    ]
+    of = {c["label"]: c["difference"]["value"] for c in results["comparisons"]}
+    assert results["interaction"]["difference"]["value"] == pytest.approx(
+        of["both improvements on Swin tiny"] - of["both improvements"]
+    )
+
+
+def test_only_published_splits_stand_beside_the_literature(logs, capsys, monkeypatch):
+    reported(logs, capsys)
+    text = (logs / "report.md").read_text()
+    assert "not the counts of a published split" in text and "TOPIQ" not in text
+    known = data.DATASETS["koniq-10k"]._replace(published=((10, 50, 200),))
+    monkeypatch.setitem(data.DATASETS, "koniq-10k", known)
+    reported(logs, capsys)
+    text = (logs / "report.md").read_text()
+    assert "TOPIQ" in text and "On the same backbone the improvements close" in text
+
+
+def test_it_needs_no_torch(logs):
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+class NoTorch:
+    def find_spec(name, *_):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoTorch)
+"""
+    code += f"sys.argv = ['r', {str(logs)!r}, '--resamples', '100']\n"
+    code += "import report_resnet_ablation as r; sys.exit(r.main())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_are_escaped_for_latex():
+    assert report.latex(r"a_b & 5% \x") == r"a\_b \& 5\% \textbackslash{}x"
