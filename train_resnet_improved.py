@@ -34,6 +34,8 @@ from data_loader import DataError
 from metrics import agreement
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
+    from collections.abc import Iterable
+
     import pandas as pd
     import torch
     from torch import Tensor, nn
@@ -424,21 +426,18 @@ def train_one_epoch(
         scores.append(score.detach().clone())  # a CUDA graph writes its next result in its place
 
 
-def evaluate(
+def score_crops(
     model: "nn.Module",
-    loader: "torch.utils.data.DataLoader",
-    crops_per_image: int,
+    loader: "Iterable[dict[str, Tensor]]",
     *,
     device: "torch.device",
     precision: str,
     watch,
     compiled: bool = False,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores (N,) and stage weights (N, 4) or None of the loader's images: means over their crops.
+) -> tuple["Tensor", "Tensor | None"]:
+    """Scores (M,) and stage weights (M, 4) or None of all crops of the batches, on the device.
 
-    The loader's plan goes image by image, `crops_per_image` crops each (data_loader.test_plan).
-    Both are float64 of six decimals, so that the predictions CSV holds the very numbers.
-    `watch` wraps the loader's steps (a progress bar).
+    `watch` wraps the batches (a progress bar).
     """
     import torch
 
@@ -451,14 +450,28 @@ def evaluate(
     with torch.inference_mode(), autocast(device, precision):
         for batch in watch(loader):
             score, stage_weights = model(data.to_network_input(batch, device))
-            scores.append(score.clone())
+            scores.append(score.clone())  # a CUDA graph writes its next result in its place
             weights.append(None if stage_weights is None else stage_weights.clone())
+    if not scores:
+        return torch.empty(0), None
+    return torch.cat(scores), None if weights[0] is None else torch.cat(weights)
 
-    scores = torch.cat(scores).view(-1, crops_per_image)  # (N, P)
+
+def evaluate(
+    model: "nn.Module", loader: "Iterable[dict[str, Tensor]]", crops_per_image: int, **options
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores (N,) and stage weights (N, 4) or None of the loader's images: means over their crops.
+
+    The loader's plan goes image by image, `crops_per_image` crops each (data_loader.test_plan).
+    Both are float64 of six decimals, so that the predictions CSV holds the very numbers.
+    `options` are those of score_crops.
+    """
+    scores, weights = score_crops(model, loader, **options)
+    scores = scores.view(-1, crops_per_image)  # (N, P)
     scores = scores.cpu().double().mean(1).numpy().round(6)  # (N,)
-    if weights[0] is None:
+    if weights is None:
         return scores, None
-    weights = torch.cat(weights).view(len(scores), crops_per_image, -1)  # (N, P, 4)
+    weights = weights.view(len(scores), crops_per_image, -1)  # (N, P, 4)
     return scores, weights.cpu().double().mean(1).numpy().round(6)  # (N, 4)
 
 
