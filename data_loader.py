@@ -1,5 +1,9 @@
 """What goes in: labels and splits, the pixel store, the crop plan, the batches.
 
+    python3 data_loader.py --dataset koniq-10k --data_path ./koniq-10k
+
+checks a data folder before anyone trains on it: labels, splits, every image.
+
 A label table (pandas) has one row an image: `image` (path under the data folder), `mos` (0..100,
 higher is better) and `split` (train, val, test). Each image is decoded once into a pixel store on
 disk. A crop plan says which crops an epoch sees; it comes from (seed, epoch) alone, and nothing
@@ -9,8 +13,10 @@ To add a data set, write a reader (folder, split mode) -> (label table, where it
 give it a line in DATASETS.
 """
 
+import csv
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -18,7 +24,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -45,23 +51,84 @@ class DataError(ValueError):
 # Labels and splits ------------------------------------------------------------------------------
 
 
-def read_csv(path: Path, columns: tuple[str, ...]) -> "pd.DataFrame":
-    """The named columns of a CSV file as text; DataError where it isn't one or lacks a column."""
+def read_csv(path: Path, columns: Iterable[str]) -> "pd.DataFrame":
+    """The named columns of a CSV file as text; DataError where it isn't one or lacks a column.
+
+    Fields are parted by commas, semicolons or tabs, whichever gives the columns. A line may end in
+    empty fields more than there are titles, and is refused with other fields more or fewer.
+    """
     import pandas as pd
 
+    columns = list(columns)
     try:
-        table = pd.read_csv(
-            path, dtype=str, encoding="utf-8-sig", keep_default_na=False, index_col=False
-        )
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path}: can't be read as CSV ({str(error).strip()})") from error
-    missing = [c for c in columns if c not in table.columns]
-    if missing:
+        text = path.read_bytes().decode("utf-8-sig")
+        readings = [
+            [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=d) if row]
+            for d in ",;\t"
+        ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: can't be read as CSV ({first_line(error)})") from error
+    for rows in readings:
+        titles = rows[0] if rows else []
+        if all(titles.count(column) == 1 for column in columns):
+            break
+    else:
+        titles = readings[0][0] if readings[0] else []
+        missing = [c for c in columns if titles.count(c) != 1]
         raise DataError(
-            f"{path}: has no column {' or '.join(missing)}; its columns are "
-            f"{', '.join(map(str, table.columns))}"
+            f"{path}: has no column {' or '.join(missing)}, or has it twice; its columns are "
+            f"{', '.join(titles)}"
         )
-    return table[list(columns)]
+    for number, row in enumerate(rows[1:], 1):
+        if len(row) < len(titles) or any(row[len(titles) :]):
+            raise DataError(
+                f"{path}: entry {number} has {len(row)} fields, and there are {len(titles)} titles"
+            )
+    return pd.DataFrame({c: [row[titles.index(c)] for row in rows[1:]] for c in columns}, dtype=str)
+
+
+def read_sheet(path: Path) -> "pd.DataFrame":
+    """The first sheet of an .xlsx file, or the .csv of that name where that is there instead."""
+    import pandas as pd
+
+    other = path.with_suffix(".csv")
+    if not path.is_file() and other.is_file():
+        return pd.read_csv(other, encoding="utf-8-sig")
+    try:
+        return pd.read_excel(path)
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading it takes openpyxl: pip install openpyxl, or save it as {other.name}"
+        ) from error
+    except Exception as error:  # of zip, XML or openpyxl, which raises many kinds
+        raise DataError(f"{path}: can't be read as .xlsx ({first_line(error)})") from error
+
+
+def read_mat(path: Path, name: str) -> np.ndarray:
+    """A variable of a MATLAB file, flat, with strings for cells of text."""
+    from scipy.io import loadmat
+
+    try:
+        values = loadmat(path)[name].ravel()
+    except Exception as error:  # of files that are missing, damaged, or lack the variable
+        raise DataError(f"{path}: has no readable variable {name} ({first_line(error)})") from error
+    return np.array([str(v.ravel()[0]) for v in values]) if values.dtype == object else values
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def scaled(scores: "pd.Series", low: float, high: float, path: Path, *, lower_is_better=False):
+    """Scores of the publisher's scale as 0..100, higher is better; DataError outside the scale."""
+    outside = scores[~scores.between(low, high)]
+    if len(outside):
+        raise DataError(
+            f"{path}: {len(outside)} scores are outside {low:g}..{high:g}, such as "
+            f"{outside.iloc[0]:g}"
+        )
+    part = (scores - low) / (high - low)
+    return 100 * (1 - part if lower_is_better else part)
 
 
 def numbers(texts: "pd.Series", path: Path) -> "pd.Series":
@@ -107,71 +174,17 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
     Splits: 'json' (koniq_train.json 7,046 and koniq_test.json 2,010, with the sets CSV's 1,000
     validation images where that is there too), or 'official' (the sets CSV's 7,058, 1,000, 2,015).
     """
-    import pandas as pd
-
-    scores_csv = folder / "koniq10k_scores_and_distributions.csv"
-    sets_csv = folder / "koniq10k_distributions_sets.csv"
-    jsons = {s: folder / f"koniq_{s}.json" for s in ("train", "test")}
-    there = [path for path in jsons.values() if path.is_file()]
-    if split == "auto":
-        split = "json" if there else "official" if sets_csv.is_file() else "none"
-    if split == "none" or (split == "official" and not sets_csv.is_file()):
-        raise DataError(
-            f"{folder}: no split of KonIQ-10k there: put koniq_train.json and koniq_test.json "
-            "(7,046 / 2,010, the lists that SMART-IQA trains with: github.com/cny123222/"
-            "Perceptual-IQA-CS3324) or koniq10k_distributions_sets.csv (the official 7,058 / "
-            "1,000 / 2,015, from the authors: github.com/subpic/koniq, folder metadata) there, or "
-            "give --split random for 80/20 by --split_seed"
-        )
-    if split == "json" and len(there) < 2:
-        missing = [str(path) for path in jsons.values() if path not in there]
-        raise DataError(f"{' and '.join(missing)}: no such file; --split json needs both lists")
-
-    sets = None
-    if sets_csv.is_file():
-        sets = read_csv(sets_csv, ("image_name", "MOS", "set"))
-        sets["MOS"] = numbers(sets["MOS"], sets_csv)
-        unknown = set(sets["set"]) - {"training", "validation", "test"}
-        if unknown:
-            raise DataError(f"{sets_csv}: unknown values in column set: {first_few(unknown)}")
-        if sets["MOS"].max() <= 5:
-            raise DataError(f"{sets_csv}: its MOS is on 1..5, and 0..100 is needed")
-    lists = {s: read_split_json(jsons[s]) for s in jsons} if split == "json" else {}
-
-    if scores_csv.is_file():
-        table = read_csv(scores_csv, ("image_name", "MOS_zscore"))
-        table.columns = ["name", "mos"]
-        table["mos"] = numbers(table["mos"], scores_csv)
-        source = "MOS_zscore of koniq10k_scores_and_distributions.csv"
-        if sets is not None:
-            both = table.merge(sets, left_on="name", right_on="image_name")
-            wrong = both["name"][(both["mos"] - both["MOS"]).abs() > 0.01]
-            if len(wrong):
-                raise DataError(
-                    f"{folder}: {len(wrong)} labels differ between {scores_csv.name} and "
-                    f"{sets_csv.name}: {first_few(wrong)}"
-                )
-    elif sets is not None:
-        table = sets[["image_name", "MOS"]].set_axis(["name", "mos"], axis=1)
-        source = "MOS of koniq10k_distributions_sets.csv"
-    elif lists:
-        table = pd.concat(lists.values(), ignore_index=True).set_axis(["name", "mos"], axis=1)
-        table["mos"] = numbers(table["mos"].astype(str), folder / "koniq_*.json")
-        if table["mos"].max() <= 5:
-            raise DataError(
-                f"{folder}: the scores of koniq_*.json are on 1..5; a label CSV is needed"
-            )
-        source = "scores of koniq_train.json and koniq_test.json"
-    else:
-        raise DataError(
-            f"{folder}: no labels of KonIQ-10k there: put koniq10k_scores_and_distributions.csv "
-            "(from database.mmsp-kn.de) or koniq10k_distributions_sets.csv there"
-        )
+    split = koniq_split(folder, split)
+    sets = read_koniq_sets(folder / "koniq10k_distributions_sets.csv")
+    lists = {}
+    if split == "json":
+        lists = {part: read_split_json(folder / f"koniq_{part}.json") for part in ("train", "test")}
+    table, source = read_koniq_labels(folder, sets, lists)
 
     release = koniq_release(folder, set(table["name"]))
     parts = {}
     if split == "json":
-        parts = {s: set(lists[s]["name"]) for s in lists}
+        parts = {part: set(lists[part]["name"]) for part in lists}
         source += "; koniq_train.json and koniq_test.json"
         if sets is not None:
             parts["val"] = set(sets["image_name"][sets["set"] == "validation"])
@@ -189,6 +202,75 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
         table["split"] = "train"
 
     return table.assign(image=release + "/" + table["name"]), f"{source}; images in {release}/"
+
+
+def koniq_split(folder: Path, split: str) -> str:
+    """'json', 'official' or 'random': which split of KonIQ-10k is wanted and there."""
+    sets_csv = folder / "koniq10k_distributions_sets.csv"
+    jsons = [folder / f"koniq_{part}.json" for part in ("train", "test")]
+    missing = [str(path) for path in jsons if not path.is_file()]
+    if split == "auto":
+        split = "json" if len(missing) < 2 else "official" if sets_csv.is_file() else "none"
+    if split == "none" or (split == "official" and not sets_csv.is_file()):
+        raise DataError(
+            f"{folder}: no split of KonIQ-10k there: put koniq_train.json and koniq_test.json "
+            "(7,046 / 2,010, the lists that SMART-IQA trains with: github.com/cny123222/"
+            "Perceptual-IQA-CS3324) or koniq10k_distributions_sets.csv (the official 7,058 / "
+            "1,000 / 2,015, from the authors: github.com/subpic/koniq, folder metadata) there, or "
+            "give --split random for 80/20 by --split_seed"
+        )
+    if split == "json" and missing:
+        raise DataError(f"{' and '.join(missing)}: no such file; --split json needs both lists")
+    return split
+
+
+def read_koniq_sets(path: Path) -> "pd.DataFrame | None":
+    """image_name, MOS (0..100) and set of the sets CSV; None where it isn't there."""
+    if not path.is_file():
+        return None
+    sets = read_csv(path, ("image_name", "MOS", "set"))
+    sets["MOS"] = numbers(sets["MOS"], path)
+    unknown = set(sets["set"]) - {"training", "validation", "test"}
+    if unknown:
+        raise DataError(f"{path}: unknown values in column set: {first_few(unknown)}")
+    if sets["MOS"].max() <= 5:
+        raise DataError(f"{path}: its MOS is on 1..5, and 0..100 is needed")
+    return sets
+
+
+def read_koniq_labels(folder: Path, sets, lists: dict) -> tuple["pd.DataFrame", str]:
+    """name and mos from the best of the label files that are there, and which that is."""
+    import pandas as pd
+
+    scores_csv = folder / "koniq10k_scores_and_distributions.csv"
+    if scores_csv.is_file():
+        table = read_csv(scores_csv, ("image_name", "MOS_zscore"))
+        table.columns = ["name", "mos"]
+        table["mos"] = numbers(table["mos"], scores_csv)
+        if sets is not None:
+            both = table.merge(sets, left_on="name", right_on="image_name")
+            wrong = both["name"][(both["mos"] - both["MOS"]).abs() > 0.01]
+            if len(wrong):
+                raise DataError(
+                    f"{folder}: {len(wrong)} labels differ between {scores_csv.name} and "
+                    f"koniq10k_distributions_sets.csv: {first_few(wrong)}"
+                )
+        return table, "MOS_zscore of koniq10k_scores_and_distributions.csv"
+    if sets is not None:
+        table = sets[["image_name", "MOS"]].set_axis(["name", "mos"], axis=1)
+        return table, "MOS of koniq10k_distributions_sets.csv"
+    if lists:
+        table = pd.concat(lists.values(), ignore_index=True).set_axis(["name", "mos"], axis=1)
+        table["mos"] = numbers(table["mos"].astype(str), folder / "koniq_*.json")
+        if table["mos"].max() <= 5:
+            raise DataError(
+                f"{folder}: the scores of koniq_*.json are on 1..5; a label CSV is needed"
+            )
+        return table, "scores of koniq_train.json and koniq_test.json"
+    raise DataError(
+        f"{folder}: no labels of KonIQ-10k there: put koniq10k_scores_and_distributions.csv "
+        "(from database.mmsp-kn.de) or koniq10k_distributions_sets.csv there"
+    )
 
 
 def check_parts(parts: dict, lists: dict, table: "pd.DataFrame", folder: Path) -> None:
@@ -257,11 +339,240 @@ def read_biq2021(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
     return table, "MOS of the Train and Test CSVs; the same two files"
 
 
+# The readers below follow what public readers of these data sets say of the publishers' files (see
+# README.md, 'Other data sets'); none of them has met the real files. Counts other than the
+# published ones are refused, so that a difference can't pass unseen.
+
+
+def labels(names, scores, folder: Path, places: tuple[str, ...], groups=None) -> "pd.DataFrame":
+    """A label table without a split: images lie in the first of `places` that holds the first."""
+    import pandas as pd
+
+    names = [str(name).strip().replace("\\", "/") for name in names]
+    table = pd.DataFrame({"image": names, "mos": scores, "split": "train"})
+    if groups is not None:
+        table["group"] = groups
+    first = names[0].rsplit("/", 1)[-1].lower() if names else ""
+    for place in places:
+        if (folder / place).is_dir() and first in map(str.lower, os.listdir(folder / place)):
+            break
+    else:
+        place = places[0]
+    return table.assign(image=[f"{place}/{name}" if place else name for name in names])
+
+
+def read_spaq(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
+    """SPAQ (Fang et al., CVPR 2020): 11,125 smartphone photographs; MOS 0..100.
+
+    Labels: 'Image name' and 'MOS' of 'Annotations/MOS and Image attribute scores.xlsx' (or the .csv
+    of that name); photographs in TestImage/.
+    """
+    path = folder / "Annotations" / "MOS and Image attribute scores.xlsx"
+    sheet = read_sheet(path)
+    missing = {"Image name", "MOS"} - set(sheet.columns)
+    if missing:
+        raise DataError(f"{path}: has no column {' or '.join(sorted(missing))}")
+    mos = scaled(numbers(sheet["MOS"], path), 0, 100, path)
+    return labels(sheet["Image name"], mos, folder, ("TestImage", "")), "MOS of the SPAQ sheet"
+
+
+def read_kadid10k(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
+    """KADID-10k (Lin et al., QoMEX 2019): 10,125 distorted images of 81 references.
+
+    Labels: `dmos` of dmos.csv, 1..5: in spite of its name higher is better; images in images/.
+    """
+    path = folder / "dmos.csv"
+    table = read_csv(path, ("dist_img", "ref_img", "dmos"))
+    mos = scaled(numbers(table["dmos"], path), 1, 5, path)
+    return labels(table["dist_img"], mos, folder, ("images",), table["ref_img"]), "dmos of dmos.csv"
+
+
+def read_agiqa3k(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
+    """AGIQA-3K (Li et al., IEEE TCSVT 2023): 2,982 generated images; MOS 0..5.
+
+    Labels: `mos_quality` of data.csv; images beside it, or in AGIQA-3K/ or images/. Images of one
+    prompt are one content.
+    """
+    path = folder / "data.csv"
+    table = read_csv(path, ("name", "prompt", "mos_quality"))
+    mos = scaled(numbers(table["mos_quality"], path), 0, 5, path)
+    places = ("", "AGIQA-3K", "images")
+    return labels(table["name"], mos, folder, places, table["prompt"]), "mos_quality of data.csv"
+
+
+def read_live_challenge(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
+    """LIVE In the Wild Challenge (Ghadiyaram and Bovik, IEEE TIP 2016): 1,162 photographs.
+
+    Labels: AllMOS_release.mat (0..100) and AllImages_release.mat in Data/; photographs in Images/.
+    The first seven entries are the images that observers were trained on, and are left out.
+    """
+    import pandas as pd
+
+    names = read_mat(folder / "Data" / "AllImages_release.mat", "AllImages_release")[7:]
+    path = folder / "Data" / "AllMOS_release.mat"
+    mos = pd.Series(read_mat(path, "AllMOS_release")[7:].astype(float))
+    if len(mos) != len(names):
+        raise DataError(f"{path}: {len(mos)} scores for {len(names)} images")
+    return labels(names, scaled(mos, 0, 100, path), folder, ("Images",)), "AllMOS_release.mat"
+
+
+LIVE_TYPES = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
+
+
+def read_live(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
+    """LIVE release 2 (Sheikh et al., IEEE TIP 2006): 779 distorted images of 29 references.
+
+    Labels: `dmos_new` (lower is better) and `orgs` of dmos_realigned.mat, `refnames_all` of
+    refnames_all.mat; the entries are TYPE/imgN.bmp, type by type. References themselves are left
+    out. The realigned DMOS reach from -2.64 to 111.78: -5..115 becomes 100..0.
+    """
+    import pandas as pd
+
+    path = folder / "dmos_realigned.mat"
+    dmos, orgs = (read_mat(path, name) for name in ("dmos_new", "orgs"))
+    references = read_mat(folder / "refnames_all.mat", "refnames_all")
+    names = [f"{kind}/img{i}.bmp" for kind, n in LIVE_TYPES.items() for i in range(1, n + 1)]
+    if not len(dmos) == len(orgs) == len(references) == len(names):
+        raise DataError(f"{path}: {len(dmos)} scores, and LIVE release 2 has {len(names)} entries")
+    mos = scaled(pd.Series(dmos.astype(float)), -5, 115, path, lower_is_better=True)
+    table = labels(names, mos, folder, ("",), references)
+    return table[orgs == 0], "dmos_new of dmos_realigned.mat, lower is better"
+
+
+def read_csiq(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
+    """CSIQ (Larson and Chandler, J. Electronic Imaging 2010): 866 images of 30 references.
+
+    Labels: csiq_label.txt, lines of a name such as 1600.AWGN.1.png and DMOS 0..1 (lower is better),
+    as HyperIQA's authors circulate it (github.com/SSL92/hyperIQA); the publisher's own
+    csiq.DMOS.xlsx is not read. Images in dst_imgs/TYPE/, or all in dst_imgs_all/.
+    """
+    names, dmos = read_words(folder / "csiq_label.txt", name_first=True)
+    mos = scaled(dmos, 0, 1, folder / "csiq_label.txt", lower_is_better=True)
+    references = [name.split(".")[0] for name in names]
+    if (folder / "dst_imgs").is_dir():
+        listed = {d.lower(): d for d in os.listdir(folder / "dst_imgs")}
+        kinds = [[*name.split("."), ""][1] for name in names]
+        names = [f"dst_imgs/{listed.get(k.lower(), k)}/{n}" for k, n in zip(kinds, names)]
+        table = labels(names, mos, folder, ("",), references)
+    else:
+        table = labels(names, mos, folder, ("dst_imgs_all",), references)
+    return table, "DMOS of csiq_label.txt, lower is better"
+
+
+def read_tid2013(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
+    """TID2013 (Ponomarenko et al., Signal Processing: Image Comm. 2015): 3,000 of 25 references.
+
+    Labels: mos_with_names.txt, lines of MOS 0..9 and a name such as I01_01_1.bmp; images in
+    distorted_images/, where the case of names differs.
+    """
+    names, mos = read_words(folder / "mos_with_names.txt", name_first=False)
+    mos = scaled(mos, 0, 9, folder / "mos_with_names.txt")
+    references = [name.split("_")[0].lower() for name in names]
+    table = labels(names, mos, folder, ("distorted_images",), references)
+    return table, "mos_with_names.txt"
+
+
+def read_words(path: Path, *, name_first: bool) -> tuple[list[str], "pd.Series"]:
+    """The names and numbers of a text file with a name and a number a line, in either order."""
+    import pandas as pd
+
+    try:
+        rows = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read ({first_line(error)})") from error
+    rows = [row for row in rows if row]
+    bad = [i for i, row in enumerate(rows, 1) if len(row) != 2]
+    if bad:
+        raise DataError(f"{path}: entry {bad[0]} is not a name and a number")
+    order = slice(None) if name_first else slice(None, None, -1)
+    names, texts = zip(*(row[order] for row in rows)) if rows else ((), ())
+    return list(names), numbers(pd.Series(texts, dtype=str), path)
+
+
+def read_bid(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
+    """BID (Ciancio et al., IEEE TIP 2011): 586 blurred photographs; MOS 0..5.
+
+    Labels: the first two columns (number of the image, MOS) of DatabaseGrades.xlsx, below one line
+    of titles; photographs DatabaseImage0001.JPG and so on beside it or in ImageDatabase/.
+    """
+    path = folder / "DatabaseGrades.xlsx"
+    sheet = read_sheet(path).dropna(how="all")
+    if sheet.shape[1] < 2:
+        raise DataError(f"{path}: has fewer than the two columns of image number and MOS")
+    number, grade = (numbers(sheet.iloc[:, i], path) for i in (0, 1))
+    names = [f"DatabaseImage{int(n):04d}.JPG" for n in number]
+    mos = scaled(grade, 0, 5, path)
+    return labels(names, mos, folder, ("", "ImageDatabase")), "DatabaseGrades.xlsx"
+
+
+class CsvOptions(NamedTuple):
+    """How a table of one's own is read: the flags --csv, --csv_columns and so on."""
+
+    files: tuple[str, ...] = ()  # FILE or SPLIT=FILE, in the data folder
+    columns: tuple[str, ...] = ()  # KEY=NAME, with KEY one of image, score, split, group
+    lower_is_better: bool = False
+    score_range: tuple[float, float] | None = None
+
+
+def read_own_csv(folder: Path, options: CsvOptions) -> tuple["pd.DataFrame", str]:
+    """Any table of image and score, and optionally split (train, val, test) and group.
+
+    Paths of images are relative to the data folder, or to the one folder in it where they lie.
+    Scores on another scale than 0..100 need `score_range`.
+    """
+    import pandas as pd
+
+    if not options.files:
+        raise DataError("--dataset csv: name the table with --csv FILE, or train=FILE test=FILE")
+    columns = {"image": "image", "score": "score"}
+    for entry in options.columns:
+        key, equals, name = entry.partition("=")
+        if not equals or key not in ("image", "score", "split", "group"):
+            raise DataError(
+                f"--csv_columns {entry}: takes KEY=NAME, with KEY image, score, split or group"
+            )
+        columns[key] = name
+    tables = []
+    for entry in options.files:
+        part, equals, name = entry.partition("=")
+        if equals and part not in SPLITS:
+            raise DataError(f"--csv {entry}: takes FILE, or SPLIT=FILE with {', '.join(SPLITS)}")
+        part, name = (part, name) if equals else ("", entry)
+        path = folder / name
+        texts = read_csv(path, columns.values())
+        table = pd.DataFrame({key: texts[name] for key, name in columns.items()})
+        table["score"] = numbers(table["score"], path)
+        if part and "split" in columns:
+            raise DataError(f"--csv {entry}: its split is named twice, by {part}= and by a column")
+        tables.append(table.assign(split=part) if part else table)
+    table = pd.concat(tables, ignore_index=True)
+    unknown = set(table["split"]) - set(SPLITS) if "split" in table else set()
+    if unknown:
+        raise DataError(f"--csv: splits other than train, val, test: {first_few(unknown)}")
+
+    low, high = options.score_range or (0, 100)
+    if options.score_range is None and len(table) and table["score"].max() <= 10:
+        raise DataError(
+            f"--csv: the scores reach from {table['score'].min():g} to {table['score'].max():g}: "
+            "give the ends of their scale with --score_range LOW HIGH"
+        )
+    mos = scaled(table["score"], low, high, folder, lower_is_better=options.lower_is_better)
+    inside = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    found = labels(table["image"], mos, folder, ("", *inside), table.get("group"))
+    if "/" in str(table["image"].iloc[0] if len(table) else ""):
+        found["image"] = [str(name).strip() for name in table["image"]]  # a path as it is given
+    if "split" in table:
+        found["split"] = table["split"]
+    scale = f"{low:g}..{high:g}, {'lower' if options.lower_is_better else 'higher'} is better"
+    return found, f"{columns['score']} ({scale}) of {', '.join(options.files)}"
+
+
 class DataSet(NamedTuple):
     read: Callable[[Path, str], tuple["pd.DataFrame", str]]
-    resize: tuple[int, int]  # height, width that the literature uses
+    resize: tuple[int, int]  # height, width: those of the literature, or of most images as they are
     val_fraction: float  # taken out of training where there are no validation images
     published: tuple[tuple[int, int, int], ...]  # train, val, test counts of the known splits
+    images: int | None = None  # of a data set without a split of its own
 
 
 DATASETS = {
@@ -273,6 +584,15 @@ DATASETS = {
         ((7046, 1000, 2010), (7046, 0, 2010), (7058, 1000, 2015)),
     ),
     "biq2021": DataSet(read_biq2021, (512, 512), 0.1, ((10000, 0, 2000),)),
+    "spaq": DataSet(read_spaq, (512, 384), 0.0, (), 11_125),
+    "kadid-10k": DataSet(read_kadid10k, (384, 512), 0.0, (), 10_125),
+    "agiqa-3k": DataSet(read_agiqa3k, (512, 512), 0.0, (), 2_982),
+    "live-challenge": DataSet(read_live_challenge, (500, 500), 0.0, (), 1_162),
+    "live": DataSet(read_live, (512, 768), 0.0, (), 779),
+    "csiq": DataSet(read_csiq, (512, 512), 0.0, (), 866),
+    "tid2013": DataSet(read_tid2013, (384, 512), 0.0, (), 3_000),
+    "bid": DataSet(read_bid, (512, 512), 0.0, (), 586),
+    "csv": DataSet(read_own_csv, (512, 512), 0.0, ()),
 }
 
 
@@ -283,26 +603,44 @@ def read_labels(
     split: str = "auto",
     split_seed: int = 0,
     val_fraction: float | None = None,
+    own_csv: CsvOptions | None = None,
 ) -> tuple["pd.DataFrame", str]:
     """The label table of a data set (image, mos, split; sorted by image), and where it came from.
 
-    split: 'auto' (the data set's own), 'json', 'official', or 'random': 80/20 by `split_seed`.
-    val_fraction: the part of the training images that becomes validation images, by `split_seed`,
-    where the data set has none; None takes the data set's default.
+    split: 'auto' (the data set's own, or a random one where it has none), 'json', 'official', or
+    'random': 80/20 by `split_seed`. val_fraction: the part of the training images that becomes
+    validation images, by `split_seed`, where the data set has none; None takes the data set's
+    default. Images of one reference (column group) are never parted. own_csv: for data set 'csv'.
     Raises DataError for everything that is wrong with the files.
     """
     folder = check_folder(dataset, data_path)
-    table, source = DATASETS[dataset].read(folder, split)
-    table = table[["image", "mos", "split"]].sort_values("image", ignore_index=True)
+    known = DATASETS[dataset]
+    if dataset == "csv":
+        table, source = known.read(folder, own_csv or CsvOptions())
+    else:
+        table, source = known.read(folder, split)
+    if known.images is not None and len(table) != known.images:
+        raise DataError(
+            f"{folder}: its label files name {len(table):,} images, and {dataset} has "
+            f"{known.images:,}: they are of another release, or incomplete"
+        )
+    group = table["group"] if "group" in table else table["image"]
+    table = table[["image", "mos", "split"]].assign(group=group)
+    table = table.sort_values("image", ignore_index=True)
     table["mos"] = table["mos"].round(9)  # 56.29, not 100 * 0.5629 = 56.28999999999999
     check_labels(table, folder)
 
     rng = np.random.default_rng(split_seed)
-    if split == "random":
-        order = rng.permutation(len(table))
-        table.loc[order[: round(0.2 * len(table))], "split"] = "test"
-        table.loc[order[round(0.2 * len(table)) :], "split"] = "train"
-        source += f"; random 80/20 by --split_seed {split_seed}"
+    groups = np.unique(table["group"].astype(str), return_inverse=True)[1]
+    undivided = not (table["split"] != "train").any()
+    if undivided and split in ("json", "official") and split != "auto":
+        raise DataError(f"--split {split}: {dataset} has no such split; take auto or random")
+    if split == "random" or (undivided and split == "auto"):
+        order = rng.permutation(groups.max() + 1)
+        is_test = np.isin(groups, order[: round(0.2 * len(order))])
+        table["split"] = np.where(is_test, "test", "train")
+        what = "" if len(order) == len(table) else f" of {len(order)} contents"
+        source += f"; random 80/20{what} by --split_seed {split_seed}"
 
     has_val = bool((table["split"] == "val").any())
     if val_fraction and has_val:
@@ -310,17 +648,23 @@ def read_labels(
             f"--val_fraction {val_fraction}: {folder} has validation images of its own already; "
             "leave the flag out"
         )
-    fraction = DATASETS[dataset].val_fraction if val_fraction is None else val_fraction
+    fraction = known.val_fraction if val_fraction is None else val_fraction
     if fraction and not has_val:
-        train = np.flatnonzero(table["split"] == "train")
+        train = np.unique(groups[table["split"] == "train"])
         chosen = rng.permutation(train)[: max(1, round(fraction * len(train)))]
-        table.loc[chosen, "split"] = "val"
+        table.loc[np.isin(groups, chosen) & (table["split"] == "train"), "split"] = "val"
         source += f"; {fraction:.0%} of training as validation by --split_seed {split_seed}"
 
+    parted = table.groupby("group")["split"].nunique()
+    if (parted > 1).any():
+        raise DataError(
+            f"{folder}: {(parted > 1).sum()} contents are in two splits: "
+            f"{first_few(parted.index[parted > 1])}"
+        )
     for name in ("train", "test"):
         if not (table["split"] == name).any():
             raise DataError(f"{folder}: no {name} images are left by this split")
-    return table, source
+    return table.drop(columns="group"), source
 
 
 def check_folder(dataset: str, data_path: str | Path) -> Path:
@@ -347,35 +691,49 @@ def check_labels(table: "pd.DataFrame", folder: Path) -> None:
     twice = table["image"][table["image"].duplicated()]
     if len(twice):
         raise DataError(f"{folder}: {len(twice)} images have two labels: {first_few(twice)}")
-    # A reader puts one folder before a plain name, so more parts or none can only come from a name.
-    away = [i for i in table["image"] if i.count("/") != 1 or i[-1] in "/." or "\\" in i]
-    if away:
+    away = [
+        image
+        for image in table["image"]
+        if "\\" in image or not set(image.split("/")).isdisjoint({"", ".", ".."})
+    ]
+    if away:  # '/etc/x', 'a/../../x', 'folder/'
         raise DataError(f"{folder}: names that are no file names: {first_few(away)}")
 
 
 def find_images(table: "pd.DataFrame", data_path: str | Path) -> "pd.DataFrame":
     """The table with each image's name as it is on disk (its case may differ there).
 
-    Raises DataError that counts and names the missing ones, and says where they should lie.
+    Raises DataError that counts and names the missing ones, and says where they should lie, and for
+    files that are links to places outside the folder. (The folders in it may be links.)
     """
     folder = Path(data_path)
-    found, missing = [], []
-    for directory, images in table.groupby(table["image"].str.split("/").str[0])["image"]:
+    found, missing, away = [], [], []
+    directories = table["image"].str.rpartition("/")[0]
+    for directory, images in table.groupby(directories)["image"]:
+        inside = folder.resolve(), (folder / directory).resolve()
         listed = os.listdir(folder / directory) if (folder / directory).is_dir() else []
         exact, lowered = set(listed), {}
         for name in listed:
             lowered.setdefault(name.lower(), []).append(name)
         for row, image in images.items():
-            name = image.split("/")[1]
+            name = image.rpartition("/")[2]
             alike = [name] if name in exact else lowered.get(name.lower(), [])
             if len(alike) == 1:
-                found.append((row, f"{directory}/{alike[0]}"))
+                path = folder / directory / alike[0]
+                if path.is_symlink() and not any(map(path.resolve().is_relative_to, inside)):
+                    away.append(image)
+                found.append((row, f"{directory}/{alike[0]}" if directory else alike[0]))
             else:
                 missing.append(image)
     if missing:
         raise DataError(
             f"{len(missing):,} of {len(table):,} images are missing: {first_few(missing)}; they "
             f"should lie under {folder.resolve()} (README.md, 'Data', says where they come from)"
+        )
+    if away:
+        raise DataError(
+            f"{folder}: {len(away):,} images are links to places outside it: {first_few(away)}; "
+            "put the files themselves there"
         )
     table = table.copy()
     table["image"] = dict(found)
@@ -924,3 +1282,114 @@ def colour_jitter(pixels: "Tensor", factors: "Tensor") -> "Tensor":
     pixels = (middle + (pixels - middle) * contrast).clamp(0, 255)
     grey = (pixels * luma).sum(1, keepdim=True)
     return (grey + (pixels - grey) * saturation).clamp(0, 255)
+
+
+# The check of a folder --------------------------------------------------------------------------
+
+
+def check_images(
+    table: "pd.DataFrame", folder: Path, resize: tuple[int, int]
+) -> tuple[dict[tuple[int, int], int], list[str], list[str]]:
+    """Every image decoded: how many have each size (width, height), bad files, twins by content.
+
+    Twins are files of the same bytes, or of the same pixels once decoded and resized.
+    """
+    from PIL import Image
+
+    def look(image: str) -> tuple[tuple[int, int], bytes, str]:
+        path = folder / image
+        try:
+            with Image.open(path) as opened:
+                size = opened.size
+            pixels = decode(path, *resize)
+        except Exception as error:  # Pillow raises many kinds
+            return (0, 0), b"", first_line(error)
+        return size, hashlib.sha256(pixels.tobytes()).digest(), ""
+
+    sizes, bad, seen = {}, [], {}
+    images = list(table["image"])
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        looked = Progress("checking images", len(images), "images")(pool.map(look, images))
+        for image, (size, digest, error) in zip(images, looked):
+            if error:
+                bad.append(f"{image}: {error}")
+                continue
+            sizes[size] = sizes.get(size, 0) + 1
+            seen.setdefault(digest, []).append(image)
+    splits = dict(zip(images, table["split"]))
+    twins = [
+        " = ".join(f"{i} ({splits[i]})" for i in group) for group in seen.values() if len(group) > 1
+    ]
+    return sizes, bad, twins
+
+
+def main() -> int:
+    """Check a data folder before anyone trains on it; 1 when something is wrong."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description="check a data folder: labels, splits, every image")
+    parser.add_argument("--dataset", choices=sorted(DATASETS), default="koniq-10k")
+    parser.add_argument("--data_path", help="its folder (default: ./DATASET)")
+    parser.add_argument("--split", choices=["auto", "json", "official", "random"], default="auto")
+    parser.add_argument("--split_seed", type=int, default=0)
+    parser.add_argument("--val_fraction", type=float)
+    parser.add_argument("--resize", type=int, nargs=2, metavar=("H", "W"), help="as in training")
+    parser.add_argument("--store_dir", default="pixel_store")
+    parser.add_argument("--csv", nargs="+", default=[], metavar="[SPLIT=]FILE")
+    parser.add_argument("--csv_columns", nargs="+", default=[], metavar="KEY=NAME")
+    parser.add_argument("--lower_is_better", action="store_true")
+    parser.add_argument("--score_range", type=float, nargs=2, metavar=("LOW", "HIGH"))
+    args = parser.parse_args()
+    folder = Path(args.data_path or f"./{args.dataset}")
+    resize = tuple(args.resize or DATASETS[args.dataset].resize)
+    try:
+        table, source = read_labels(
+            args.dataset,
+            folder,
+            split=args.split,
+            split_seed=args.split_seed,
+            val_fraction=args.val_fraction,
+            own_csv=CsvOptions(args.csv, args.csv_columns, args.lower_is_better, args.score_range),
+        )
+        table = find_images(table, folder)
+        sizes, bad, twins = check_images(table, folder, resize)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+    counts = count_splits(table)
+    print(f"labels      {source}")
+    print("images      " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
+    print("splits      no image and no content in two of them")
+    mos = table["mos"]
+    print(f"MOS         {mos.min():.2f} to {mos.max():.2f}, mean {mos.mean():.2f}")
+    histogram, edges = np.histogram(mos, bins=10, range=(0, 100))
+    for count, low in zip(histogram, edges):
+        print(f"  {low:>3.0f}..{low + 10:<4.0f}{count:>7,}  {'#' * round(50 * count / len(table))}")
+    most = sorted(sizes.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{wide}x{high} ({count:,})" for (wide, high), count in most[:5])
+    print(f"sizes       {shown}{f' and {len(most) - 5} more' if len(most) > 5 else ''}")
+    needed = len(table) * resize[0] * resize[1] * 3
+    place = Path(args.store_dir)
+    while not place.exists():
+        place = place.absolute().parent
+    free = shutil.disk_usage(place).free
+    print(
+        f"store       {needed / 1e9:.2f} GB at {resize[0]} x {resize[1]} (H x W); "
+        f"{free / 1e9:.1f} GB free for {args.store_dir}"
+    )
+    print(f"twins       {len(twins)} groups of images with the same content")
+    for group in twins[:10]:
+        print(f"  {group}")
+    for line in bad:
+        print(f"error: {line}", file=sys.stderr)
+    if free < needed:
+        print("error: too little disk is free for the pixel store", file=sys.stderr)
+    if bad or free < needed:
+        return 1
+    print("nothing is wrong" if not twins else "nothing is wrong but the twins")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

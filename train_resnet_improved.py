@@ -117,6 +117,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--dataset", choices=sorted(data.DATASETS), default="koniq-10k", help="whose layout")
     flag("--data_path", metavar="DIR", help="its folder (default: ./DATASET)")
     flag(
+        "--csv",
+        nargs="+",
+        default=[],
+        metavar="[SPLIT=]FILE",
+        help="of --dataset csv: its table, or one a split (train=FILE test=FILE), in its folder",
+    )
+    flag(
+        "--csv_columns",
+        nargs="+",
+        default=[],
+        metavar="KEY=NAME",
+        help="what its columns are called: image=, score=, and if there split=, group= (images of "
+        "one group are never parted)",
+    )
+    flag("--lower_is_better", action="store_true", help="its scores are DMOS or the like")
+    flag(
+        "--score_range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="the ends of its scale, which become 0 and 100",
+    )
+    flag(
         "--split",
         choices=["auto", "json", "official", "random"],
         default="auto",
@@ -134,7 +157,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=number(float, 0, 0.5),
         metavar="F",
         help="part of training to validate on where a data set has no validation images (default: "
-        "0 for koniq-10k, 0.1 for biq2021)",
+        "0.1 for biq2021, else 0)",
     )
     flag(
         "--resize",
@@ -142,7 +165,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs=2,
         metavar=("H", "W"),
         help="height and width of every image before crops (default: 512 384 for koniq-10k as in "
-        "HyperIQA, which makes 1024x768 portrait; 384 512 keeps its aspect; 512 512 for biq2021)",
+        "HyperIQA, which makes 1024x768 portrait; 384 512 keeps its aspect; 512 512 for biq2021; "
+        "see README.md for the others)",
     )
     flag(
         "--patch_size",
@@ -294,6 +318,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             f"as {math.isqrt(args.test_patch_num) ** 2}"
         )
     args.data_path = args.data_path or f"./{args.dataset}"
+    if args.score_range and not -math.inf < args.score_range[0] < args.score_range[1] < math.inf:
+        parser.error("--score_range: LOW is below HIGH")
     args.resize = tuple(args.resize or data.DATASETS[args.dataset].resize)
     if args.patch_size > min(args.resize):
         parser.error(
@@ -878,6 +904,7 @@ def load_data(args: argparse.Namespace) -> tuple["pd.DataFrame", str]:
         split=args.split,
         split_seed=args.split_seed,
         val_fraction=args.val_fraction,
+        own_csv=data.CsvOptions(args.csv, args.csv_columns, args.lower_is_better, args.score_range),
     )
     return data.find_images(table, args.data_path), source
 

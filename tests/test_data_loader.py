@@ -246,8 +246,10 @@ def test_rows_that_end_in_a_comma_are_read(biq2021):
     path = biq2021 / "Test (Images and MOS).csv"
     head, *rows = path.read_text().splitlines()
     path.write_text("\n".join([head, *(row + "," for row in rows)]) + "\n")
-    with pytest.warns(match="Length of header"):
-        assert read_labels("biq2021", biq2021)[0].equals(before)
+    assert read_labels("biq2021", biq2021)[0].equals(before)
+    path.write_text("\n".join([head, *(row + ",1" for row in rows)]) + "\n")
+    with pytest.raises(DataError, match="entry 1 has 3 fields, and there are 2 titles"):
+        read_labels("biq2021", biq2021)
 
 
 def test_missing_images_are_counted_named_and_placed(biq2021):
