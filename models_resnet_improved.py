@@ -39,6 +39,10 @@ CONFIGURATIONS = {
 }
 
 
+NAMES = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "swin_s": "Swin-S", "swin_b": "Swin-B"}
+CLASSIFIERS = ("fc.", "head.")  # torchvision's, not used here
+
+
 class WeightsError(ValueError):
     """The backbone's weights can't be had; the message says which file, and what to do."""
 
@@ -82,10 +86,12 @@ class EqualWeights(nn.Module):
 class StageAttention(nn.Module):
     """One weight for each stage and image, from the global average of stage 4, summing to 1."""
 
-    def __init__(self, *, hidden: int = 256, dropout_rate: float = 0.3):
+    def __init__(
+        self, *, channels: int = STAGE_CHANNELS[-1], hidden: int = 256, dropout_rate: float = 0.3
+    ):
         super().__init__()
         self.weigh = nn.Sequential(
-            nn.Linear(STAGE_CHANNELS[-1], hidden),
+            nn.Linear(channels, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout_rate),
             nn.Linear(hidden, len(STAGE_CHANNELS)),
@@ -161,15 +167,23 @@ class TargetNet(nn.Module):
     """Five fully connected layers with weights of each image's own (HyperIQA, eq. 4-5).
 
     Batched matrix products: image b's query meets image b's weights and no other's. Sigmoid after
-    the first four layers. It has no parameters, and runs in float32.
+    the first four layers, and dropout after the first three. It has no parameters, and runs in
+    float32.
     """
+
+    def __init__(self, *, dropout_rate: float = 0.0):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, query: Tensor, rules: list[tuple[Tensor, Tensor]]) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
             x = query.float().unsqueeze(2)  # (B, 112, 1)
-            for weight, bias in rules[:-1]:
+            for weight, bias in rules[:-2]:
                 x = torch.sigmoid(torch.baddbmm(bias.unsqueeze(2), weight, x))  # (B, out, 1)
+                x = self.dropout(x)
 
+            weight, bias = rules[-2]
+            x = torch.sigmoid(torch.baddbmm(bias.unsqueeze(2), weight, x))
             weight, bias = rules[-1]
             score = torch.baddbmm(bias.unsqueeze(2), weight, x)  # (B, 1, 1)
         return score.squeeze(2).squeeze(1)  # (B,)
@@ -268,16 +282,24 @@ def multiply_adds(model: nn.Module, patch_size: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def load_backbone_weights(source: str | Path | None) -> dict[str, Tensor] | None:
-    """A torchvision ResNet-50 state dict (its fc is not used), or None for random weights.
+def load_backbone_weights(
+    source: str | Path | None, architecture: str = "resnet50"
+) -> dict[str, Tensor] | None:
+    """A torchvision state dict of `architecture` without its classifier; None for random weights.
 
     'imagenet1k_v1' and 'imagenet1k_v2' come from torchvision's cache, or are downloaded into it.
-    Raises WeightsError where the weights can't be had or don't fit a ResNet-50.
+    Raises WeightsError where the weights can't be had or don't fit.
     """
     if source is None or source == "none":
         return None
     if source in ("imagenet1k_v1", "imagenet1k_v2"):
-        weights = torchvision.models.ResNet50_Weights[str(source).upper()]
+        known = torchvision.models.get_model_weights(architecture)
+        if str(source).upper() not in known.__members__:
+            raise WeightsError(
+                f"--backbone_weights {source}: torchvision has none of that name for "
+                f"{architecture}; take imagenet1k_v1, none or a file"
+            )
+        weights = known[str(source).upper()]
         path = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
         try:
             state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -285,14 +307,15 @@ def load_backbone_weights(source: str | Path | None) -> dict[str, Tensor] | None
             raise WeightsError(
                 f"the ImageNet weights {source} are not to be had ({first_line(error)}): put "
                 f"{weights.url} at {path}, or give --backbone_weights a path to a torchvision "
-                "ResNet-50 state dict, or 'none' for random weights"
+                f"{NAMES[architecture]} state dict, or 'none' for random weights"
             ) from error
     else:
         path = Path(source)
         if not path.is_file():
             raise WeightsError(
                 f"--backbone_weights {source}: no such file; it takes imagenet1k_v1, "
-                "imagenet1k_v2, none, or the path of a torchvision ResNet-50 state dict (.pth)"
+                f"imagenet1k_v2, none, or the path of a torchvision {NAMES[architecture]} state "
+                "dict (.pth)"
             )
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -301,15 +324,16 @@ def load_backbone_weights(source: str | Path | None) -> dict[str, Tensor] | None
                 f"--backbone_weights {path}: not a file of tensors that PyTorch can load safely "
                 f"({first_line(e)})"
             ) from e
-    check_backbone_weights(state, path)
-    return state
+    return check_backbone_weights(state, path, architecture)
 
 
-def check_backbone_weights(state: object, path: Path) -> None:
-    """Raise WeightsError unless `state` is a ResNet-50's; take its fc out, which is not used."""
+def check_backbone_weights(
+    state: object, path: Path, architecture: str = "resnet50"
+) -> dict[str, Tensor]:
+    """`state` without its classifier; WeightsError unless it is of `architecture`."""
     with torch.device("meta"):
-        wanted = torchvision.models.resnet50(weights=None).state_dict()
-    wanted = {k: v for k, v in wanted.items() if not k.startswith("fc.")}
+        wanted = torchvision.models.get_model(architecture, weights=None).state_dict()
+    wanted = {k: v for k, v in wanted.items() if not k.startswith(CLASSIFIERS)}
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, not a state dict")
     wrong = [
@@ -318,15 +342,14 @@ def check_backbone_weights(state: object, path: Path) -> None:
         if not (isinstance(state.get(key), Tensor) and state[key].shape == tensor.shape)
         and not key.endswith("num_batches_tracked")
     ]
-    extra = [k for k in state if k not in wanted and k not in ("fc.weight", "fc.bias")]
+    extra = [k for k in state if k not in wanted and not str(k).startswith(CLASSIFIERS)]
     if wrong or extra:
         raise WeightsError(
-            f"{path}: not a torchvision ResNet-50 state dict; {len(wrong)} tensors missing or of "
-            f"another shape ({', '.join(wrong[:3])}...), {len(extra)} unknown "
+            f"{path}: not a torchvision {NAMES[architecture]} state dict; {len(wrong)} tensors "
+            f"missing or of another shape ({', '.join(wrong[:3])}...), {len(extra)} unknown "
             f"({', '.join(map(str, extra[:3]))}...)"
         )
-    state.pop("fc.weight", None)
-    state.pop("fc.bias", None)
+    return {k: v for k, v in state.items() if not str(k).startswith(CLASSIFIERS)}
 
 
 def first_line(error: Exception) -> str:

@@ -42,11 +42,24 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", "
 CROSS_ANCHORS = {"spaq": 0.788, "kadid-10k": 0.468, "agiqa-3k": 0.640}
 
 
-def load_model(checkpoint: str | Path, device: str = "auto") -> "nn.Module":
+def load_model(
+    checkpoint: str | Path, device: str = "auto", *, published: str | None = None
+) -> "nn.Module":
     """The network of a checkpoint, in eval mode on the device; `model.config` is its configuration.
 
-    Loads with `weights_only`. Raises RunError for a file that is no checkpoint of this software.
+    published: 'hyperiqa' for the file that HyperIQA's authors publish (koniq_pretrained.pkl), with
+    their preprocessing. Loads with `weights_only`. Raises RunError for a file that is neither.
     """
+    if published:
+        from models_hyperiqa import WeightsError, load_hyperiqa
+
+        try:
+            model = load_hyperiqa(checkpoint)
+        except WeightsError as error:
+            raise RunError(str(error)) from error
+        flags = vars(train.parse_args(["--preset", "hyperiqa_paper"]))
+        model.config = {"model": published, "flags": flags}
+        return model.to(train.choose_device(device))
     state = train.load_checkpoint(Path(checkpoint))
     flags = state["config"]["flags"] | {"backbone_weights": "none"}
     model = train.build_model(argparse.Namespace(**flags), initial_score=50.0)
@@ -324,6 +337,11 @@ def parse_args() -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=train.HelpFormatter, allow_abbrev=False
     )
     flag = parser.add_argument
+    flag(
+        "--model",
+        choices=["hyperiqa"],
+        help="the checkpoint is the one that HyperIQA's authors publish, koniq_pretrained.pkl",
+    )
     flag("images", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="what to score")
     flag(
         "--checkpoint",
@@ -376,7 +394,7 @@ def parse_args() -> argparse.Namespace:
 def score(args: argparse.Namespace) -> int:
     """Score images; 1 when one could not be read."""
     files = find_files(args.images)
-    model = load_model(args.checkpoint[0], args.device)
+    model = load_model(args.checkpoint[0], args.device, published=args.model)
     each = None
     if args.heatmap:
         train.make_folder("--heatmap", str(args.heatmap))
@@ -423,7 +441,7 @@ def test(args: argparse.Namespace) -> int:
     stems = [Path(checkpoint).stem for checkpoint in args.checkpoint]
     names = stems if len(set(stems)) == len(stems) else args.checkpoint
     for checkpoint, title in zip(args.checkpoint, names):
-        model = load_model(checkpoint, args.device)
+        model = load_model(checkpoint, args.device, published=args.model)
         for name, _, folder in args.test_on:
             found = test_on(
                 model,

@@ -10,18 +10,25 @@ fi
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly HERE
 readonly PYTHON=${PYTHON:-python3}
-readonly NAMES=(exp1_baseline exp2_multiscale exp3_multiscale_attention)
+names=(exp1_baseline exp2_multiscale exp3_multiscale_attention)
+titles=("baseline" "+ multi-scale" "+ attention")
 readonly HYPERIQA=0.8998 SMART_IQA=0.9378 # published SRCC on KonIQ-10k's test images
 
 usage() {
   cat <<'END'
-usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [--gpus N,N,...] [FLAG...]
+usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [--gpus N,N,...] [--with_neighbours]
+                                   [FLAG...]
        bash run_resnet_ablation.sh --resume LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS
 
 Trains the three configurations one after the other and prints their table.
 
   --demo          on a small data set drawn on the spot, on a CPU, in at most 8 minutes
   --seeds N,N,... repeat each configuration with these seeds; the table gives mean and spread
+  --with_neighbours
+                  HyperIQA and SMART-IQA as well, trained alike: six runs, and in the report the
+                  effect of the backbone, of the improvements, and their interaction
+  --neighbours SMART_IQA
+                  which SMART-IQA that is: smart_iqa_tiny (the default), _small or _base
   --gpus N,N,...  runs side by side, one on each of these GPUs
   --parallel N    N runs side by side, sharing out this machine's cores
   --resume DIR    go on with an ablation that was interrupted, with the flags that it began with:
@@ -55,6 +62,9 @@ configuration_flags() { # NAME
     exp1_baseline) echo ;;
     exp2_multiscale) echo --use_multiscale ;;
     exp3_multiscale_attention) echo --use_multiscale --use_attention ;;
+    exp4_hyperiqa) echo --model hyperiqa ;;
+    exp5_smart_iqa_*) echo --model "${1#exp5_}" ;;
+    exp6_smart_iqa_*) echo --model "${1#exp6_}" --no-use_multiscale ;;
   esac
 }
 
@@ -198,7 +208,7 @@ cell() { # 'mean spread' -> what the table shows
 }
 
 table() { # prints the table; status 1 when a figure is missing
-  local name srcc plcc base='' change relative chosen last logs titles=("baseline" "+ multi-scale" "+ attention")
+  local name srcc plcc base='' change relative chosen last logs
   local row='%-16s %16s %16s %10s %10s %16s %16s\n' complete=0 i
   echo "ResNet-50 ablation, ${#seeds[@]} seed(s): ${seeds[*]}"
   echo "flags: ${flags[*]}"
@@ -208,8 +218,8 @@ table() { # prints the table; status 1 when a figure is missing
   {
     printf "$row" "" "best on test" "best on test" "to the" "relative" "chosen by val" "last epoch"
     printf "$row" "configuration" "SRCC" "PLCC" "baseline" "in %" "SRCC" "SRCC"
-    for i in "${!NAMES[@]}"; do
-      name=${NAMES[i]}
+    for i in "${!names[@]}"; do
+      name=${names[i]}
       if [[ -n ${failed[$name]:-} ]] || ! srcc=$(figures Best SRCC "$name") ||
         ! plcc=$(figures Best PLCC "$name") || ! last=$(figures Last SRCC "$name") ||
         ! chosen=$(chosen_figures "$name"); then
@@ -250,6 +260,7 @@ children=()
 slots=()
 declare -A failed=()
 log_dir=
+neighbour=
 
 if [[ ${1:-} == --resume=* ]]; then set -- --resume "${1#*=}" "${@:2}"; fi
 resumed=
@@ -273,6 +284,12 @@ while (($#)); do
       IFS=, read -ra seeds <<<"$2"
       seeds=("${seeds[@]/#/10#}") # 042 is 42
       for i in "${!seeds[@]}"; do seeds[i]=$((seeds[i])); done
+      shift 2
+      ;;
+    --with_neighbours) neighbour=${neighbour:-smart_iqa_tiny}; shift ;;
+    --neighbours)
+      [[ ${2:-} =~ ^smart_iqa_(tiny|small|base)$ ]] || fail "$1 takes smart_iqa_tiny, _small or _base"
+      neighbour=$2
       shift 2
       ;;
     --gpus)
@@ -309,6 +326,11 @@ exec {console}>&2 # a trap that runs within a run would write to its log
 trap 'stop SIGINT 130' INT
 trap 'stop SIGTERM 143' TERM
 
+if [[ -n $neighbour ]]; then
+  if ((demo)); then fail "--demo: its crops of 64 are too small for the neighbours, which take 224"; fi
+  names+=(exp4_hyperiqa "exp5_$neighbour" "exp6_$neighbour")
+  titles+=(HyperIQA "${neighbour#smart_iqa_} SMART-IQA" "- improvements")
+fi
 if ((demo)); then
   watched "$PYTHON" "$HERE/demo_dataset.py" demo/koniq-10k
   demo_flags=(
@@ -340,7 +362,7 @@ fi
 
 jobs=()
 for seed in "${seeds[@]}"; do
-  for name in "${NAMES[@]}"; do jobs+=("$name $seed"); done
+  for name in "${names[@]}"; do jobs+=("$name $seed"); done
 done
 if ((${#slots[@]})); then run_side_by_side; else run_in_turn; fi
 

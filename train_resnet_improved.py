@@ -45,6 +45,35 @@ FINAL_LR = 0.01  # of the initial rate, where the cosine ends
 ESTIMATE_AFTER = 10  # training steps, measured to say how long a run on the CPU takes
 
 
+SWIN_SIZES = ("tiny", "small", "base")
+# The published recipes: HyperIQA's (its paper, sec. 4.2, and README.md for what differs from its
+# code) and SMART-IQA's.
+PRESETS = {
+    "hyperiqa_paper": {
+        "model": "hyperiqa",
+        "optimizer": "adam",
+        "schedule": "step",
+        "lr": 2e-5,
+        "lr_ratio": 10.0,
+        "weight_decay": 5e-4,
+        "batch_size": 96,
+        "epochs": 16,
+        "train_patch_num": 25,
+        "test_patch_num": 25,
+    },
+    "smart_iqa": {
+        "model": "smart_iqa_base",
+        "lr": 5e-7,
+        "lr_ratio": 10.0,
+        "weight_decay": 2e-4,
+        "batch_size": 32,
+        "epochs": 10,
+        "train_patch_num": 20,
+        "test_patch_num": 20,
+        "dropout_rate": 0.4,
+    },
+}
+STEP_EPOCHS = 6  # after which --schedule step divides the rates by ten
 FREE_FLAGS = {  # what a resumed run may change: it decides where things lie, and who does the work
     *("data_path", "store_dir", "store_device", "workers", "device", "amp", "compile"),
     *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name"),
@@ -94,10 +123,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
 
+    parser.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="a published recipe as defaults, which other flags override; see README.md",
+    )
     group = parser.add_argument_group("model")
     flag = group.add_argument
-    flag("--use_multiscale", action="store_true", help="fuse all four stages, not stage 4 alone")
-    flag("--use_attention", action="store_true", help="weight the stages; needs --use_multiscale")
+    flag(
+        "--model",
+        choices=["resnet_improved", "hyperiqa", *(f"smart_iqa_{s}" for s in SWIN_SIZES)],
+        default="resnet_improved",
+        help="the experiment's model, or a neighbour to compare with (--patch_size 224 alone)",
+    )
+    flag(
+        "--use_multiscale",
+        action=argparse.BooleanOptionalAction,
+        help="fuse all four stages, not stage 4 alone (default: on for smart_iqa_*, else off)",
+    )
+    flag(
+        "--use_attention",
+        action=argparse.BooleanOptionalAction,
+        help="weight the stages; needs --use_multiscale (default: as for that)",
+    )
     flag(
         "--dropout_rate",
         type=number(float, 0, 1, open_end=True),
@@ -256,7 +304,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="X",
         help="rate of the new layers over that of the backbone",
     )
-    flag("--weight_decay", type=number(float, 0, 1), default=1e-4, metavar="X", help="of AdamW")
+    flag(
+        "--weight_decay", type=number(float, 0, 1), default=1e-4, metavar="X", help="of --optimizer"
+    )
+    flag("--optimizer", choices=["adamw", "adam"], default="adamw", help="adam: as HyperIQA")
+    flag(
+        "--schedule",
+        choices=["cosine", "step"],
+        default="cosine",
+        help="of the rates: to 1%% at the end, or a tenth every six epochs as HyperIQA",
+    )
     flag(
         "--seed",
         type=number(int, 0, 2**32 - 1),
@@ -307,7 +364,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--log_dir", default="logs", metavar="DIR", help="for the record and the predictions")
     flag("--run_name", metavar="NAME", help="their names (default: the model's, and the time)")
 
+    parser.set_defaults(**PRESETS.get(parser.parse_known_args(argv)[0].preset, {}))
     args = parser.parse_args(argv)
+    is_smart = args.model.startswith("smart_iqa")
+    for name in ("use_multiscale", "use_attention"):
+        if getattr(args, name) is None:
+            setattr(args, name, is_smart and args.use_multiscale is not False)
+        elif args.model == "hyperiqa" and getattr(args, name):
+            parser.error(f"--{name}: --model hyperiqa has no fusion and no attention")
+    if args.model != "resnet_improved" and args.patch_size != 224:
+        parser.error(f"--patch_size {args.patch_size}: --model {args.model} takes 224 alone")
     if args.use_attention and not args.use_multiscale:
         parser.error("--use_attention weights several stages: give --use_multiscale as well")
     if args.test_crop == "center":
@@ -333,9 +399,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def model_name(args: argparse.Namespace) -> str:
-    """resnet_improved_ms_att: how checkpoints and runs are called."""
+    """resnet_improved_ms_att, hyperiqa and so on: how checkpoints and runs are called."""
+    if args.model == "hyperiqa":
+        return args.model
     scales = "ms" if args.use_multiscale else "ss"
-    return f"resnet_improved_{scales}_{'att' if args.use_attention else 'noatt'}"
+    return f"{args.model}_{scales}_{'att' if args.use_attention else 'noatt'}"
 
 
 # Learning ---------------------------------------------------------------------------------------
@@ -405,6 +473,11 @@ def place_store(store: data.PixelStore, choice: str, device: "torch.device"):
 def learning_rate_factor(step: int, total: int) -> float:
     """Cosine from 1 at the first step to FINAL_LR after the last."""
     return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+
+
+def step_factor(step: int, steps_between: int) -> float:
+    """A tenth of the rate before, every `steps_between` steps."""
+    return 0.1 ** (step // steps_between)
 
 
 def train_one_epoch(
@@ -680,6 +753,9 @@ def describe(config: dict) -> str:
     published = tuple(images.values()) in data.DATASETS[flags["dataset"]].published
     labels, _, split = config["labels"].partition("; ")
     crops = f"{flags['test_crop']}, {flags['test_patch_num']} an image"
+    course = f"cosine to {FINAL_LR:.0%}"
+    if flags["schedule"] == "step":
+        course = f"a tenth every {STEP_EPOCHS} epochs"
     lines = {
         "model": f"{config['model']}, {config['parameters'] / 1e6:.2f} M parameters, "
         f"backbone weights {flags['backbone_weights']}, dropout {flags['dropout_rate']:g}",
@@ -691,9 +767,9 @@ def describe(config: dict) -> str:
         "crops": f"{flags['patch_size']} of {flags['resize'][0]} x {flags['resize'][1]} (H x W); "
         f"training {flags['train_patch_num']} an image and epoch, colour jitter "
         f"{'on' if flags['color_jitter'] else 'off'}; test {crops}",
-        "optimiser": f"AdamW, lr {flags['lr']:g} (new layers x{flags['lr_ratio']:g}), weight decay "
-        f"{flags['weight_decay']:g}, cosine to {FINAL_LR:.0%}, batch {flags['batch_size']}, "
-        f"{flags['epochs']} epochs, seed {flags['seed']}",
+        "optimiser": f"{'AdamW' if flags['optimizer'] == 'adamw' else 'Adam'}, lr {flags['lr']:g} "
+        f"(new layers x{flags['lr_ratio']:g}), weight decay {flags['weight_decay']:g}, {course}, "
+        f"batch {flags['batch_size']}, {flags['epochs']} epochs, seed {flags['seed']}",
         "device": f"{config['device']} ({config['device_name']}), precision "
         f"{'fp32' if config['precision'] == 'off' else config['precision']}"
         f"{', compiled' if flags['compile'] else ''}, {config['threads']} threads"
@@ -913,31 +989,40 @@ def build_model(args: argparse.Namespace, initial_score: float) -> "nn.Module":
     """The network of the flags; RunError where its weights can't be had."""
     from models_resnet_improved import ResNetImproved, WeightsError
 
+    options = {"backbone_weights": args.backbone_weights, "initial_score": initial_score}
+    name = getattr(args, "model", "resnet_improved")  # older checkpoints don't say
+    if name != "hyperiqa":
+        options |= {name: getattr(args, name) for name in ("use_multiscale", "use_attention")}
+        options["dropout_rate"] = args.dropout_rate
     try:
-        return ResNetImproved(
-            use_multiscale=args.use_multiscale,
-            use_attention=args.use_attention,
-            dropout_rate=args.dropout_rate,
-            backbone_weights=args.backbone_weights,
-            initial_score=initial_score,
-        )
+        if name == "resnet_improved":
+            return ResNetImproved(**options)
+        from models_hyperiqa import build_neighbour
+
+        return build_neighbour(name, **options)
     except WeightsError as error:
         raise RunError(str(error)) from error
 
 
 def build_optimizer(args: argparse.Namespace, model: "nn.Module", steps: int):
-    """AdamW with a rate for the backbone and one for the new layers; their cosine over `steps`."""
+    """AdamW or Adam, a rate for the backbone and one for the new layers; their course over `steps`.
+
+    `steps` are those of all epochs.
+    """
     import torch
 
     backbone, new = model.parameter_groups()
-    optimizer = torch.optim.AdamW(
+    kind = torch.optim.AdamW if args.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(
         [{"params": backbone, "lr": args.lr}, {"params": new, "lr": args.lr * args.lr_ratio}],
         weight_decay=args.weight_decay,
         fused=True,
     )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, steps)
-    )
+    factor = learning_rate_factor
+    if args.schedule == "step":
+        factor = step_factor
+        steps = steps // args.epochs * STEP_EPOCHS
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, steps))
     return optimizer, scheduler
 
 

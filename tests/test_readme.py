@@ -46,6 +46,7 @@ def test_both_name_every_flag_and_no_other(capsys):
         train.parse_args(["--help"])
     of_training = flags(capsys.readouterr().out) - {"--help"}
     of_the_script = {"--demo", "--seeds", "--gpus", "--parallel", "--help"}
+    of_the_script |= {"--with_neighbours", "--neighbours"}
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on"}
     assert of_training <= flags(ENGLISH) <= of_training | of_the_script | of_prediction
 
@@ -53,7 +54,7 @@ def test_both_name_every_flag_and_no_other(capsys):
 @BOTH
 def test_documented_training_commands_are_understood(text):
     commands = re.findall(r"^python3 train_resnet_improved\.py (.*)$", text, re.MULTILINE)
-    assert len(commands) == 5
+    assert len(commands) == 7
     for command in commands:
         train.parse_args(command.split())
 

@@ -231,6 +231,7 @@ def test_a_signal_ends_all_of_it(tmp_path, stand_in, signal_number, status):
         (["--seeds"], "takes whole numbers"),
         (["--seeds", "1,1"], "names a seed twice"),
         (["--seeds", "42,042"], "names a seed twice"),
+        (["--neighbours", "swin"], "--neighbours takes smart_iqa_tiny"),
         (["--gpus", "all"], "--gpus takes numbers of GPUs"),
         (["--parallel", "0"], "--parallel takes a number of runs"),
         (["--log_dir"], "--log_dir takes a folder"),
@@ -278,6 +279,21 @@ def test_resumed_it_keeps_what_is_finished_and_goes_on(ablation, run_script, sta
         assert "--lr 0.5 --data_path a folder" in log.read_text()
     undisturbed = ablation(*flags, "--log_dir", "other")
     assert rows(undisturbed.stdout) == rows(done.stdout) and len(rows(done.stdout)) == 3
+
+
+def test_neighbours_are_three_runs_more(ablation):
+    done = ablation("--with_neighbours", "--neighbours", "smart_iqa_small")
+    assert done.returncode == 0, done.stderr
+    assert ablation.calls.read_text().split()[3:] == [
+        "exp4_hyperiqa",
+        "exp5_smart_iqa_small",
+        "exp6_smart_iqa_small",
+    ]
+    call = (done.folder / "exp6_smart_iqa_small.log").read_text().splitlines()[0]
+    assert "--model smart_iqa_small --no-use_multiscale" in call
+    assert re.search(r"^HyperIQA +0\.9240 ", done.stdout, re.MULTILINE)
+    done = ablation("--demo", "--with_neighbours", "--log_dir", "other")
+    assert done.returncode == 2 and "take 224" in done.stderr
 
 
 def test_side_by_side_gives_the_same_table(ablation):
