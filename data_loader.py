@@ -806,14 +806,23 @@ def decode(path: Path, height: int, width: int) -> np.ndarray:
 class PixelStore:
     """Decoded images as one memory-mapped file: `pixels` is uint8 (N, height, width, 3).
 
+    With `crc32`, those of the rows (N,), a row is checked before its first crop is given out, so
+    that a damaged file is never trained on: DataError says to delete it.
     A later run may put another file in its place: this store keeps to the one it was opened on,
     and raises DataError in a process that can't get at that any more.
     """
 
     device = "cpu"
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], inode: int | None = None):
-        self.path, self.shape = path, shape
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int, int],
+        crc32: np.ndarray | None = None,
+        inode: int | None = None,
+    ):
+        self.path, self.shape, self.crc32 = path, shape, crc32
+        self.checked = np.full(shape[0], crc32 is None)
         with open(path, "rb") as file:
             self.inode = os.fstat(file.fileno()).st_ino
             if inode not in (None, self.inode):
@@ -822,12 +831,23 @@ class PixelStore:
             self.pixels = np.memmap(file, np.uint8, mode="r", shape=shape).view(np.ndarray)
 
     def __reduce__(self):  # a worker process maps the file itself instead of receiving the pixels
-        return PixelStore, (self.path, self.shape, self.inode)
+        return PixelStore, (self.path, self.shape, self.crc32, self.inode)
+
+    def check(self, rows: np.ndarray) -> None:
+        """DataError where the pixels of a row are not those that were stored."""
+        for row in rows[~self.checked[rows]]:
+            if zlib.crc32(self.pixels[row].data) != self.crc32[row]:
+                raise DataError(
+                    f"{self.path}: row {row} is damaged (its checksum differs): delete the file, "
+                    "and the next run builds it anew"
+                )
+            self.checked[row] = True
 
     def crops(self, rows: "Tensor", tops: "Tensor", lefts: "Tensor", size: int) -> "Tensor":
         """The crops at (rows, tops, lefts): uint8 (B, 3, size, size) in channels_last memory."""
         import torch
 
+        self.check(rows.numpy())
         crops = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
         corners = zip(rows.tolist(), tops.tolist(), lefts.tolist())
         for crop, (row, top, left) in zip(crops.numpy(), corners):
@@ -845,6 +865,7 @@ class DeviceStore:
         import torch
 
         self.device = torch.device(device)
+        store.check(np.arange(store.shape[0]))
         self.pixels = torch.empty(store.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(self.pixels), 256):  # the host never holds all of it
             part = torch.from_numpy(np.array(store.pixels[start : start + 256]))
@@ -889,7 +910,10 @@ def open_store(
         known = read_header(path, resize)
         if not all(i in known and known[i]["file"] == file for i, file in files.items()):
             known = build_store(path, folder, files, resize, known)
-        store = PixelStore(path, (len(known), *resize, 3))
+        crc32 = np.zeros(len(known), np.uint32)
+        for entry in known.values():
+            crc32[entry["row"]] = entry["crc32"]
+        store = PixelStore(path, (len(known), *resize, 3), crc32)
     table = table.assign(
         row=[known[image]["row"] for image in table["image"]],
         crc32=[known[image]["crc32"] for image in table["image"]],
@@ -944,7 +968,8 @@ def read_header(path: Path, resize: tuple[int, int]) -> dict[str, dict]:
             header["version"] == STORE_VERSION
             and header["resize"] == list(resize)
             and path.stat().st_size == len(images) * resize[0] * resize[1] * 3
-            and all(set(entry) == {"row", "crc32", "file"} for entry in images.values())
+            and sorted(entry["row"] for entry in images.values()) == [*range(len(images))]
+            and all(0 <= entry["crc32"] < 2**32 and "file" in entry for entry in images.values())
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -1013,7 +1038,7 @@ def build_store(
                 )
             path.with_suffix(".json").unlink(missing_ok=True)  # never an old header for new pixels
     except OSError as error:
-        raise DataError(f"{path}: can't be written ({error.strerror})") from error
+        raise DataError(f"--store_dir: {path}: {error.strerror}") from error
 
     images = {
         image: {"row": row, "crc32": crc32, "file": files[image]}
@@ -1040,6 +1065,9 @@ def replacing(path: Path, *, before: Path | None = None):
         if before is not None and path.exists():
             os.replace(path, before)
         os.replace(temporary, path)
+    except OSError as error:
+        reason = f"can't be written ({error.strerror}); what was there is as it was"
+        raise OSError(error.errno, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

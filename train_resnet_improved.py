@@ -13,6 +13,7 @@ of training: about 15 minutes on a data-centre GPU (an estimate), two days on tw
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import platform
@@ -21,6 +22,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import nullcontext
 from datetime import datetime
@@ -73,6 +75,7 @@ PRESETS = {
         "dropout_rate": 0.4,
     },
 }
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
 STEP_EPOCHS = 6  # after which --schedule step divides the rates by ten
 FREE_FLAGS = {  # what a resumed run may change: it decides where things lie, and who does the work
     *("data_path", "store_dir", "store_device", "workers", "device", "amp", "compile"),
@@ -890,8 +893,13 @@ def save_checkpoint(path: Path, content: dict, *, before: Path | None = None) ->
     try:
         with data.replacing(path, before=before) as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:
-        raise RunError(f"{path}: the checkpoint can't be written ({error})") from error
+    except OSError as error:
+        raise RunError(f"--checkpoint_dir: {path}: {error.strerror}") from error
+    except RuntimeError as error:  # torch's own, of a disk that is full
+        raise RunError(
+            f"--checkpoint_dir: {path}: can't be written ({str(error).splitlines()[0]}); what was "
+            "there is as it was"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -964,8 +972,13 @@ def make_folder(flag: str, folder: str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{flag} {folder}: can't be made ({error.strerror})") from error
-    if not os.access(path, os.W_OK):
-        raise RunError(f"{flag} {folder}: can't be written to; give a folder that can")
+    try:
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"a byte")
+    except OSError as error:
+        raise RunError(
+            f"{flag} {folder}: can't be written to ({error.strerror}); give a folder that can"
+        ) from error
     return path
 
 
@@ -1511,6 +1524,11 @@ def run(args: argparse.Namespace) -> None:
                 run.learn()
         ranks.stop()
     except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise RunError(
+                f"a process that cuts crops has died ({str(error).splitlines()[0]}): give more "
+                "memory, or --workers 0"
+            ) from error
         if ranks.count == 1 or not died_elsewhere(error):
             raise
         raise RunError(
@@ -1522,6 +1540,9 @@ def run(args: argparse.Namespace) -> None:
             f"another run is writing {checkpoint_dir}/{model_name(args)}_*.pth: give another "
             "--checkpoint_dir"
         ) from error
+    finally:
+        for worker in multiprocessing.active_children():
+            worker.kill()  # after an error they would wait for ever, as they ignore SIGTERM
 
 
 def died_elsewhere(error: RuntimeError) -> bool:
@@ -1549,11 +1570,15 @@ def main() -> int:
     try:
         run(args)
     except (DataError, RunError) as error:
-        return fail(str(error))
+        return fail(
+            str(error).strip().splitlines()[-1] if "Traceback" in str(error) else str(error)
+        )
+    except MemoryError:
+        return fail("out of memory: give a smaller --batch_size or --patch_size, or --workers 0")
     except OSError as error:  # a disk that is full, a file that went away
         return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        if not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise
         return fail(
             f"out of memory ({str(error).splitlines()[0]}): give a smaller --batch_size, and say "
