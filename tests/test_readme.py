@@ -46,7 +46,8 @@ def test_both_name_every_flag_and_no_other(capsys):
         train.parse_args(["--help"])
     of_training = flags(capsys.readouterr().out) - {"--help"}
     of_the_script = {"--demo", "--seeds", "--gpus", "--parallel", "--help"}
-    of_the_script |= {"--with_neighbours", "--neighbours"}
+    of_the_script |= {"--with_neighbours", "--neighbours", "--standalone"}
+    of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on"}
     assert of_training <= flags(ENGLISH) <= of_training | of_the_script | of_prediction
 

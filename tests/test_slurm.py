@@ -1,0 +1,78 @@
+"""The example for a cluster, with stand-ins for sbatch, srun and scontrol."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from conftest import ROOT
+
+SCRIPT = ROOT / "slurm" / "ablation.sbatch"
+SBATCH = '#!/usr/bin/env bash\necho "sbatch $*" >>"$CALLS"\necho "${JOB:-77};a_cluster"\n'
+SRUN = '#!/usr/bin/env bash\necho "srun $*" >>"$CALLS"\nexit "${STATUS:-0}"\n'
+SCONTROL = '#!/usr/bin/env bash\necho "scontrol $*" >>"$CALLS"\n'
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Run the script on a cluster of stand-ins; returns (process, what was called)."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    calls = tmp_path / "calls"
+
+    def run(*flags, **environment):
+        calls.write_text("")
+        own = {"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(calls)}
+        done = subprocess.run(
+            ["bash", SCRIPT, *flags],
+            cwd=tmp_path,
+            env=os.environ | own | environment,
+            capture_output=True,
+            text=True,
+        )
+        return done, calls.read_text().splitlines()
+
+    return run
+
+
+def test_it_submits_an_array_and_then_the_report(cluster, tmp_path):
+    done, (array, report) = cluster("--data_path", "/data/koniq 10k", SEEDS="42,43")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "logs").iterdir()
+    assert "--array=0-5" in array and f"LOG_DIR=logs/{folder.name}" in array
+    assert array.endswith(f"{SCRIPT} --data_path /data/koniq 10k")
+    assert "--dependency=afterany:77 " in report
+    assert f"--wrap=python3 report_resnet_ablation.py logs/{folder.name}" in report
+    assert f"6 runs, logs and report in logs/{folder.name}" in done.stdout
+
+
+def test_each_task_trains_its_configuration_and_seed_and_can_be_resumed(cluster):
+    task = {"SLURM_ARRAY_JOB_ID": "77", "LOG_DIR": "logs/here", "SEEDS": "42,43"}
+    seen = set()
+    for number in range(6):
+        done, (call,) = cluster("--lr", "1e-4", SLURM_ARRAY_TASK_ID=str(number), **task)
+        assert done.returncode == 0 and "--lr 1e-4 " in call and call.endswith("--resume")
+        words = call.split()
+        seen.add((words[words.index("--run_name") + 1], words[words.index("--seed") + 1]))
+        assert ("--use_attention" in words) == ("attention" in call.split("--run_name ")[1])
+    assert len(seen) == 6 and ("exp3_multiscale_attention_seed43", "43") in seen
+
+
+def test_a_preempted_task_is_queued_again_and_a_failed_one_is_not(cluster):
+    task = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "1", "LOG_DIR": "logs"}
+    done, calls = cluster(**task, STATUS="143")
+    assert done.returncode == 143 and calls[-1] == "scontrol requeue 77_1"
+    done, calls = cluster(**task, STATUS="1")
+    assert done.returncode == 1 and len(calls) == 1
+
+
+def test_the_script_is_clean():
+    assert subprocess.run(["bash", "-n", SCRIPT]).returncode == 0
+    checker = shutil.which("shellcheck")
+    if checker is None:
+        pytest.skip("shellcheck is not installed")
+    assert subprocess.run([checker, SCRIPT]).returncode == 0
