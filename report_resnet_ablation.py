@@ -723,7 +723,7 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
     several = len(seeds) > 1
     how = (
         f"means over seeds {', '.join(map(str, seeds))}, +- their standard deviation; intervals "
-        "resample seeds, then images, and with so few seeds are too narrow"
+        "resample seeds, then images, and allow for the number of seeds"
         if several
         else f"one seed ({seeds[0]}): the variance between seeds is unknown, and the intervals are "
         "over images alone"
@@ -864,7 +864,7 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
             "text",
             f"Data: {data_set(s)}, {counts} images; {config['labels']}. Bootstrap: "
             f"{s.options['resamples']:,} resamples, seed {s.options['seed']}; BCa with one seed, "
-            "percentiles over seeds and images with several.",
+            "percentiles over seeds and images, widened by Student's t, with several.",
         )
     )
     return out

@@ -41,6 +41,35 @@ def draw(rng: np.random.Generator, images: int, r: float, other: float, shared: 
     return 100 / (1 + np.exp(-mos)), a, b
 
 
+def with_seeds(rng, images: int, r: float, seeds: int, resamples: int, seed: int):
+    """A difference of nothing between two configurations of several seeds: covered, alarm.
+
+    A seed has noise of its own, and does a little better or worse.
+    """
+    mos = rng.normal(size=images)
+    shared = 0.9 * rng.normal(size=images)
+    pairs = []
+    for _ in range(seeds):
+        own = rng.normal(size=(2, images)) * math.sqrt(1 - 0.9**2)
+        luck = 1 + 0.05 * rng.standard_normal((2, 1))
+        pairs.append(r * mos + math.sqrt(1 - r * r) * luck * (shared + own))
+    ranked = 100 / (1 + np.exp(-mos))
+    statistics = [paired_srcc(a, b, ranked) for a, b in pairs]
+    found = metrics.over_seeds(statistics, lambda x: x, images, resamples=resamples, seed=seed)
+    return found.low <= 0 <= found.high, found.p < 0.05
+
+
+def paired_srcc(a: np.ndarray, b: np.ndarray, mos: np.ndarray) -> metrics.ByCounts:
+    of_a, of_b = metrics.srcc_by_counts(a, mos), metrics.srcc_by_counts(b, mos)
+    return lambda counts: of_a(counts) - of_b(counts)
+
+
+def simulate_seeds(task: tuple) -> tuple[bool, bool]:
+    images, r, seeds, resamples, seed = task
+    rng = np.random.default_rng([images, int(1000 * r), seeds, seed])
+    return with_seeds(rng, images, r, seeds, resamples, seed)
+
+
 def simulate(task: tuple) -> tuple[bool, bool, bool, bool]:
     """One draw: SRCC covered, difference covered, bootstrap and permutation false alarms."""
     images, r, resamples, seed = task
@@ -81,6 +110,13 @@ def main() -> None:
                 results.append([images, spearman_of(r), *shares.tolist()])
                 cells = "".join(f"{share:>20.1%}" for share in shares)
                 print(f"{images:>8}{spearman_of(r):>8.3f}{cells}", flush=True)
+        print(f"\n{'images':>8}{'seeds':>8}{'difference covered':>20}{'bootstrap alarms':>20}")
+        for seeds in (2, 3, 5):
+            images = args.images[0]
+            tasks = [(images, 0.92, seeds, args.resamples, s) for s in range(args.simulations)]
+            held, alarm = np.mean(list(pool.map(simulate_seeds, tasks, chunksize=4)), 0)
+            results.append([images, seeds, held, alarm])
+            print(f"{images:>8}{seeds:>8}{held:>20.1%}{alarm:>20.1%}", flush=True)
     write_json(args.json, {"columns": ["images", "SRCC", *titles], "rows": results})
 
 
