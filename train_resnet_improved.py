@@ -1313,7 +1313,8 @@ class Run:
         crop_scores = torch.tensor(self.gather_scores())
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise self.not_finite(-(-len(crop_scores) // self.args.batch_size))
-        rng = self.ranks.gather((torch.get_rng_state(), torch.cuda.get_rng_state_all()))
+        cuda_rng = torch.cuda.get_rng_state() if self.device.type == "cuda" else None
+        rng = self.ranks.gather((torch.get_rng_state(), cuda_rng))
         if not self.ranks.is_first:
             return
         state = self.content() | {
@@ -1347,8 +1348,8 @@ class Run:
             getattr(self, name).load_state_dict(state[name])
         rng, cuda_rng = state["rng"][self.ranks.number]
         torch.set_rng_state(rng)
-        if self.device.type == "cuda" and cuda_rng:
-            torch.cuda.set_rng_state_all(cuda_rng)
+        if self.device.type == "cuda" and cuda_rng is not None:
+            torch.cuda.set_rng_state(cuda_rng)
 
     def begin(self, log_dir: Path, checkpoint_dir: Path | None) -> None:
         """Take up an interrupted run, or claim the names of a new one."""

@@ -119,6 +119,7 @@ class Ours:
             self.scaler,
             precision=self.precision,
             watch=data.Progress("training", self.counts[0], "patches"),
+            scores=[],
         )
         return self.counts[0]
 
