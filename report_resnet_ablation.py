@@ -365,6 +365,8 @@ class Statistics:
         """(SRCC - SRCC of the baseline) / SRCC of the baseline, of both improvements."""
         if not {FULL, BASELINE} <= set(self.models) or not self.pairs(FULL, BASELINE):
             return None
+        if not self.configurations[BASELINE]["srcc_interval"].low > 0:
+            return Interval(*[math.nan] * 4, "the SRCC of the baseline is not surely above 0")
         statistics = [both_srcc(a, b, self.mos) for a, b in self.pairs(FULL, BASELINE)]
         return self.interval(statistics, lambda both: both[..., 0] / both[..., 1] - 1)
 
@@ -879,8 +881,8 @@ def selection_words(selection: str) -> str:
 
 
 def verdict_text(s: Statistics) -> str:
-    if s.gain is None:
-        return f"Verdict: {s.verdict}."
+    if s.gain is None or not math.isfinite(s.gain.value):
+        return f"Verdict on {data_set(s)}: {s.verdict}."
     gain = s.gain
     text = (
         f"Verdict on {data_set(s)}: {s.verdict}. Multi-scale fusion and "
@@ -892,7 +894,7 @@ def verdict_text(s: Statistics) -> str:
     seeds = len(s.pairs(FULL, BASELINE))
     if seeds == 1:
         text += " One seed: what another seed would change is unknown, and not in the interval."
-    if s.verdict == UNDECIDED:
+    if s.verdict == UNDECIDED:  # and no other reason
         text += " The interval reaches over a boundary (0.3% or 1%), so nothing is claimed."
     return text
 

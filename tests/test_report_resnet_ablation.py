@@ -211,6 +211,14 @@ def test_nothing_to_report_is_one_sentence(tmp_path, capsys):
     assert "no such folder" in reported(tmp_path / "nowhere", capsys, status=1)[2]
 
 
+def test_a_baseline_that_knows_nothing_has_no_relative_gain(tmp_path, capsys):
+    for name, model in zip(NAMES, MODELS):
+        write_run(tmp_path, name, model, 5000)
+    results, out, _ = reported(tmp_path, capsys)
+    assert "not decided by these runs: the gain has no interval" in out
+    assert "not surely above 0" in out and results["relative_gain"]["value"] is None
+
+
 def test_the_contact_sheet_shows_twenty_photographs(logs, capsys, tmp_path):
     for i in range(200):
         photo(tmp_path / "data" / "Images" / f"test_{i:03}.jpg", 40 + i)
