@@ -481,7 +481,9 @@ def draw_curves(s: Statistics):
     top.set_ylabel("SRCC, test images")
     bottom.set_ylabel("training loss (L1, MOS)")
     bottom.set_xlabel("epoch")
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(epochs) == 1:
+        bottom.set(xticks=epochs, xlim=(0.5, 1.5))
     top.legend(frameon=False)
     several = " Means over seeds; bands reach from the lowest to the highest seed."
     many = max(map(len, s.of_model.values())) > 1

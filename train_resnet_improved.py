@@ -1542,8 +1542,17 @@ def run(args: argparse.Namespace) -> None:
             "--checkpoint_dir"
         ) from error
     finally:
-        for worker in multiprocessing.active_children():
-            worker.kill()  # after an error they would wait for ever, as they ignore SIGTERM
+        end_workers()
+
+
+def end_workers() -> None:
+    """Kill the processes that cut crops where an error has left them: they ignore SIGTERM."""
+    workers = multiprocessing.active_children()
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report each as lost
+    for worker in workers:
+        worker.kill()
+        worker.join()
 
 
 def died_elsewhere(error: RuntimeError) -> bool:
@@ -1571,9 +1580,7 @@ def main() -> int:
     try:
         run(args)
     except (DataError, RunError) as error:
-        return fail(
-            str(error).strip().splitlines()[-1] if "Traceback" in str(error) else str(error)
-        )
+        return fail(str(error).rpartition("DataError: ")[2])  # from a worker: below its traceback
     except MemoryError:
         return fail("out of memory: give a smaller --batch_size or --patch_size, or --workers 0")
     except OSError as error:  # a disk that is full, a file that went away
