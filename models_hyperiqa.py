@@ -279,7 +279,7 @@ def convert_hyperiqa(state: dict[str, Tensor]) -> dict[str, Tensor]:
         key
         for key, tensor in wanted.items()
         if not key.endswith("num_batches_tracked")
-        and (key not in converted or converted[key].shape != tensor.shape)
+        and getattr(converted.get(key), "shape", None) != tensor.shape
     ]
     if unknown or wrong:
         raise WeightsError(
@@ -294,6 +294,8 @@ def load_hyperiqa(path: str | Path) -> HyperIQA:
 
     Raises WeightsError where the file is something else.
     """
+    if not Path(path).is_file():
+        raise WeightsError(f"{path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:

@@ -169,6 +169,11 @@ def test_other_files_are_not_taken_for_it(published, tmp_path):
     torch.save(state | {"more": torch.ones(1)}, path)
     with pytest.raises(WeightsError, match=r"1 tensors missing.*1 unknown \(more\)"):
         hyper.load_hyperiqa(path)
+    torch.save(published[1] | {"res.lda1_fc.bias": "text"}, path)
+    with pytest.raises(WeightsError, match=r"1 tensors missing.*local_distortion\.read\.0\.bias"):
+        hyper.load_hyperiqa(path)
+    with pytest.raises(WeightsError, match=r"nowhere\.pkl: no such file$"):
+        hyper.load_hyperiqa(tmp_path / "nowhere.pkl")
     path.write_bytes(b"nothing")
     with pytest.raises(WeightsError, match="load safely"):
         hyper.load_hyperiqa(path)
