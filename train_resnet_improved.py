@@ -913,6 +913,8 @@ def load_checkpoint(path: Path) -> dict:
         raise RunError(f"{path}: damaged, or not a checkpoint ({reason})") from error
     if not (isinstance(state, dict) and {"model", "config", "epochs"} <= set(state)):
         raise RunError(f"{path}: not a checkpoint of this software")
+    # A flag that there was not when it was written did what its default does.
+    state["config"]["flags"] = vars(parse_args([])) | state["config"]["flags"]
     return state
 
 
@@ -1003,7 +1005,7 @@ def build_model(args: argparse.Namespace, initial_score: float) -> "nn.Module":
     from models_resnet_improved import ResNetImproved, WeightsError
 
     options = {"backbone_weights": args.backbone_weights, "initial_score": initial_score}
-    name = getattr(args, "model", "resnet_improved")  # older checkpoints don't say
+    name = args.model
     if name != "hyperiqa":
         options |= {name: getattr(args, name) for name in ("use_multiscale", "use_attention")}
         options["dropout_rate"] = args.dropout_rate

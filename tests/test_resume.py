@@ -331,3 +331,15 @@ def test_a_finished_run_is_not_run_again(undisturbed, tmp_path, driver):
     assert os.stat(out / "resnet_improved_ms_att_last.pth").st_mtime_ns == before
     assert log.read_text().count("Last Test SRCC") == 2
     assert same(wanted, outcome(out))
+
+
+def test_a_checkpoint_from_before_a_flag_goes_on_with_its_default(undisturbed, halfway, tmp_path):
+    folder, wanted = undisturbed
+    out = copy(halfway, tmp_path / "out")
+    for path in out.glob("*.pth"):
+        state = torch.load(path, weights_only=True)
+        for flag in ("model", "preset", "optimizer", "schedule", "lower_is_better"):
+            del state["config"]["flags"][flag]
+        torch.save(state, path)
+    go_on(folder, out)
+    assert same(wanted["predictions"], outcome(out)["predictions"])
