@@ -72,7 +72,6 @@ PRESETS = {
         "epochs": 10,
         "train_patch_num": 20,
         "test_patch_num": 20,
-        "dropout_rate": 0.4,
     },
 }
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
@@ -152,9 +151,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag(
         "--dropout_rate",
         type=number(float, 0, 1, open_end=True),
-        default=0.3,
         metavar="RATE",
-        help="of the reduced maps and the attention; more where training fits and tests don't",
+        help="of the reduced maps and the attention; more where training fits and tests don't "
+        "(default: 0.3; 0.4 for smart_iqa_*: of the reduced maps and the target network)",
     )
     flag(
         "--backbone_weights",
@@ -375,6 +374,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, is_smart and args.use_multiscale is not False)
         elif args.model == "hyperiqa" and getattr(args, name):
             parser.error(f"--{name}: --model hyperiqa has no fusion and no attention")
+    if args.model == "hyperiqa" and args.dropout_rate is not None:
+        parser.error("--dropout_rate: --model hyperiqa has no dropout")
+    if args.dropout_rate is None:
+        args.dropout_rate = 0.4 if is_smart else 0.0 if args.model == "hyperiqa" else 0.3
     if args.model != "resnet_improved" and args.patch_size != 224:
         parser.error(f"--patch_size {args.patch_size}: --model {args.model} takes 224 alone")
     if args.use_attention and not args.use_multiscale:

@@ -196,6 +196,20 @@ def test_presets_are_defaults_that_flags_override():
     assert train.model_name(train.parse_args(["--model", "hyperiqa"])) == "hyperiqa"
 
 
+@pytest.mark.parametrize(
+    "flags, rate",
+    [
+        ("--model resnet_improved", 0.3),
+        ("--model smart_iqa_base", 0.4),
+        ("--preset smart_iqa", 0.4),
+        ("--preset smart_iqa --dropout_rate 0.1", 0.1),
+        ("--model hyperiqa", 0.0),
+    ],
+)
+def test_each_model_has_its_own_dropout(flags, rate):
+    assert train.parse_args(flags.split()).dropout_rate == rate
+
+
 def test_the_step_schedule_divides_by_ten_every_six_epochs():
     args = train.parse_args(["--preset", "hyperiqa_paper"])
     model = nn.Linear(1, 1)
@@ -217,6 +231,7 @@ def test_the_step_schedule_divides_by_ten_every_six_epochs():
     [
         (["--model", "hyperiqa", "--use_multiscale"], "hyperiqa has no fusion"),
         (["--model", "hyperiqa", "--patch_size", "64"], "takes 224 alone"),
+        (["--model", "hyperiqa", "--dropout_rate", "0.3"], "hyperiqa has no dropout"),
     ],
 )
 def test_what_a_model_has_not_is_refused(flags, message, capsys):
