@@ -104,6 +104,8 @@ class LocalDistortion(nn.Module):
             nn.Linear(width * side**2, 16) for width, side in zip(widths, sides)
         )
         self.read.append(nn.Linear(channels[-1], TARGET_WIDTHS[0] - 3 * 16))
+        for layer in (*self.project, *self.read):
+            nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, stages: list[Tensor]) -> Tensor:
         maps = [project(stage) for project, stage in zip(self.project, stages)] + [stages[-1]]
@@ -118,6 +120,9 @@ class HyperNet(nn.Module):
 
     The matrices of the first four layers are 3x3 convolutions' 7 x 7 maps read in memory order; the
     last layer's weights and all biases come from the global average through linear layers.
+    Weights start by He's rule, as those of HyperIQA's code do: PyTorch's own are so small that the
+    local distortion would begin with a gradient 1/200 of this. The last bias starts at
+    `initial_score` instead of near 0.
     """
 
     def __init__(self, *, initial_score: float):
@@ -129,11 +134,9 @@ class HyperNet(nn.Module):
         )
         self.last_weight = nn.Linear(HYPER_CHANNELS, TARGET_WIDTHS[-2])
         self.biases = nn.ModuleList(nn.Linear(HYPER_CHANNELS, out) for out in TARGET_WIDTHS[1:])
-        with torch.no_grad():  # as in models_resnet_improved: scores start at the labels' mean
-            self.last_weight.weight.mul_(0.1)
-            self.last_weight.bias.mul_(0.1)
-            self.biases[-1].weight.mul_(0.1)
-            self.biases[-1].bias.fill_(initial_score)
+        for layer in (*self.matrices, self.last_weight, *self.biases):
+            nn.init.kaiming_normal_(layer.weight)
+        nn.init.constant_(self.biases[-1].bias, initial_score)
 
     def forward(self, maps: Tensor) -> list[tuple[Tensor, Tensor]]:
         weights = [
@@ -235,6 +238,8 @@ class SmartIQA(HyperModel):
             self.attention = StageAttention(
                 channels=channels[-1], dropout_rate=attention_dropout_rate
             )
+            nn.init.normal_(self.attention.weigh[0].weight, std=0.01)
+            nn.init.zeros_(self.attention.weigh[0].bias)
         fused = sum(channels) if use_multiscale else channels[-1]
         self.reduce = reducer((fused, 512, 256, HYPER_CHANNELS)).append(nn.Dropout(dropout_rate))
         self.hyper_net = HyperNet(initial_score=initial_score)

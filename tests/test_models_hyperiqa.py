@@ -60,6 +60,27 @@ def test_smart_iqas_three_rows():
         SmartIQA(size="tiny", use_multiscale=False)
 
 
+def test_both_layers_of_the_attention_start_as_published():
+    torch.manual_seed(0)
+    weigh = SmartIQA(size="tiny").attention.weigh
+    for layer in (weigh[0], weigh[3]):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1) and not layer.bias.any()
+
+
+@pytest.mark.parametrize("name", ["hyperiqa", "smart_iqa_tiny"])
+def test_the_new_layers_start_by_the_rule_of_hyperiqas_code(name):
+    torch.manual_seed(0)
+    model = build_neighbour(name, initial_score=61.5)
+    new = [*model.local_distortion.modules(), *model.hyper_net.modules()]
+    layers = [m for m in new if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == 17
+    for layer in layers:
+        assert layer.weight.std().item() == pytest.approx(
+            (2 / layer.weight[0].numel()) ** 0.5, rel=0.25
+        )
+    assert model.hyper_net.biases[-1].bias.item() == 61.5
+
+
 def test_drop_path_rises_to_its_rate():
     with torch.device("meta"):
         model = SmartIQA(size="tiny", drop_path_rate=0.3)
