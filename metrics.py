@@ -6,7 +6,8 @@ interval(srcc_by_counts(predicted, mos), len(mos))                  # 95% over i
 difference(predicted, baseline, mos)                                # paired, with p
 
 Predictions and MOS are arrays (N,) over the same images in the same order. Intervals resample
-images; with runs of several seeds they resample seeds first. Needs numpy and scipy alone.
+images; with runs of several seeds they resample seeds first; over several random splits they are
+those of a t-test. Needs numpy and scipy alone.
 """
 
 import math
@@ -270,6 +271,24 @@ def over_seeds(
     low, high = value + stretch * (np.quantile(both, [tail, 1 - tail]) - value)
     p = 2 * stats.t.cdf(stats.norm.ppf(p_value(both) / 2), freedom)
     return Interval(value, float(low), float(high), float(p))
+
+
+def over_splits(values: np.ndarray, test_share: float) -> Interval:
+    """The mean of a statistic (S,) over S random splits, with its 95% interval and p.
+
+    By the corrected resampled t-test (Nadeau and Bengio, Machine Learning 52, 2003, eq. 9): the
+    splits share images, so the variance of the mean is (1 / S + test_share) times theirs.
+    test_share: test images over training images.
+    """
+    from scipy import stats
+
+    value, count = float(np.mean(values)), len(values)
+    if count < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
+        return Interval(value, math.nan, math.nan, math.nan, "undefined, or the same in all splits")
+    error = float(np.std(values, ddof=1)) * math.sqrt(1 / count + test_share)
+    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+    p = 2 * float(stats.t.sf(abs(value) / error, count - 1))
+    return Interval(value, value - reach, value + reach, p)
 
 
 def holm(p: list[float]) -> list[float]:

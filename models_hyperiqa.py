@@ -22,6 +22,7 @@ import pickle
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -154,8 +155,10 @@ class HyperModel(nn.Module):
     """What HyperIQA and SMART-IQA share: backbone, local distortion, reducer, two networks.
 
     Input: ImageNet-normalised images (B, 3, 224, 224). Output: scores (B,) on the MOS scale, and
-    the stage weights (B, 4), or None without attention.
+    the stage weights (B, 4), or None without attention. `rates`: those that no flag gives.
     """
+
+    rates: ClassVar[dict[str, float]] = {}
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.shape[2:] != (INPUT_SIZE, INPUT_SIZE):
@@ -224,6 +227,9 @@ class SmartIQA(HyperModel):
         initial_score: float = 50.0,
     ):
         super().__init__()
+        self.rates = {"drop_path": drop_path_rate}
+        if use_attention:
+            self.rates["attention_dropout"] = attention_dropout_rate
         if use_attention and not use_multiscale:
             raise ValueError(
                 "use_attention weights several stages: it needs use_multiscale as well"

@@ -65,6 +65,8 @@ COMPARISONS = [
                 "smart_iqa_{}_ms_att",
                 "smart_iqa_{}_ss_noatt",
             ),
+            (f"fusion on Swin {size}", "smart_iqa_{}_ms_noatt", "smart_iqa_{}_ss_noatt"),
+            (f"attention on Swin {size}", "smart_iqa_{}_ms_att", "smart_iqa_{}_ms_noatt"),
         )
     ),
 ]
@@ -174,7 +176,7 @@ def check_run(run: Run) -> list[str]:
 
 
 def check_comparable(runs: list[Run]) -> None:
-    """Raise ReportError where runs differ in more than the model and the seed."""
+    """Raise ReportError where runs differ in more than the model, the seed and a random split."""
     free = {"use_multiscale", "use_attention", "model", "seed", "run_name", "log_dir", "resume"}
     free |= {"checkpoint_dir", "store_dir", "store_device", "data_path", "workers", "device"}
     free |= {"save_model", "save_minutes", "compile", "backbone_weights"}
@@ -185,6 +187,10 @@ def check_comparable(runs: list[Run]) -> None:
             | {"data": r.config["data_fingerprint"]}
             for r in (first, run)
         )
+        if new["--split"] == "random" and run.seed != first.seed:
+            if new["--split_seed"] != old["--split_seed"]:
+                del new["data"]
+            del new["--split_seed"]
         differing = [k for k in old if k in new and old[k] != new[k]]
         if differing:
             raise ReportError(
@@ -226,7 +232,8 @@ def test_rows(run: Run, selection: str) -> "pd.DataFrame | None":
 class Statistics:
     """Every figure of the report, for the selection that the verdict is taken from.
 
-    scores[model]: predictions (S, N) of S seeds for the N test images; mos (N,); images: names.
+    scores[model]: predictions (S, N) of S seeds for N test images, and mos[model] (S, N) of them.
+    splits: 1 where all runs have the same test images, S where each seed has a split of its own.
     """
 
     def __init__(self, runs: list[Run], *, resamples: int, seed: int):
@@ -236,16 +243,17 @@ class Statistics:
         can_validate = all(chosen_epoch(r, "chosen by val") for r in runs)
         self.selection = "chosen by val" if can_validate else "last epoch"
 
-        rows = {r.name: test_rows(r, self.selection) for r in runs}
-        first = rows[runs[0].name]
-        if any(list(r["image"]) != list(first["image"]) for r in rows.values()):
-            raise ReportError("the runs were tested on different images")
-        self.mos, self.images = first["mos"].to_numpy(), list(first["image"])
-        self.scores = {
-            m: np.stack([rows[r.name]["score"].to_numpy() for r in self.of_model[m]])
-            for m in self.models
-        }
-        self.rows = rows
+        self.rows = rows = {r.name: test_rows(r, self.selection) for r in runs}
+        self.splits = count_splits(runs, rows)
+        self.images = len(rows[runs[0].name])
+        self.middle = np.median if self.splits > 1 else np.mean
+        self.scores, self.mos = (
+            {
+                m: np.stack([rows[r.name][column].to_numpy() for r in self.of_model[m]])
+                for m in self.models
+            }
+            for column in ("score", "mos")
+        )
         self.configurations = {m: self.configuration(m) for m in self.models}
         self.comparisons = self.compare()
         self.interaction = self.interact()
@@ -253,21 +261,19 @@ class Statistics:
         self.verdict = self.decide()
 
     def configuration(self, model: str) -> dict:
-        """Mean figures of a configuration over its seeds, and its intervals over images."""
-        runs, scores = self.of_model[model], self.scores[model]
-        each = [metrics.agreement(s, self.mos) for s in scores]
-        fits = [metrics.fitted_agreement(s, self.mos) for s in scores]
+        """Mean figures of a configuration over its seeds (median over splits), and intervals."""
+        runs, pairs = self.of_model[model], [*zip(self.scores[model], self.mos[model])]
+        each = [metrics.agreement(*pair) for pair in pairs]
+        fits = [metrics.fitted_agreement(*pair) for pair in pairs]
         found = {
-            name: float(np.mean([values[name] for values in each])) for name in metrics.METRICS
+            name: float(self.middle([values[name] for values in each])) for name in metrics.METRICS
         }
-        found["plcc_fitted"] = float(np.mean([fit.plcc for fit in fits]))
-        found["rmse_fitted"] = float(np.mean([fit.rmse for fit in fits]))
+        found["plcc_fitted"] = float(self.middle([fit.plcc for fit in fits]))
+        found["rmse_fitted"] = float(self.middle([fit.rmse for fit in fits]))
         found["fit_problem"] = next((fit.reason for fit in fits if fit.reason), "")
-        found["undefined"] = next(
-            filter(None, (metrics.undefined(s, self.mos) for s in scores)), ""
-        )
+        found["undefined"] = next(filter(None, (metrics.undefined(*pair) for pair in pairs)), "")
         for name, by_counts in (("srcc", metrics.srcc_by_counts), ("plcc", metrics.plcc_by_counts)):
-            statistics = [by_counts(s, self.mos) for s in scores]
+            statistics = [by_counts(*pair) for pair in pairs]
             found[f"{name}_interval"] = self.interval(statistics)
             found[f"{name}_sd"] = spread([values[name] for values in each])
         found["seeds"] = [r.seed for r in runs]
@@ -286,23 +292,31 @@ class Statistics:
         return found
 
     def interval(self, statistics: list, combine=None) -> Interval:
-        """Over images alone with one seed (BCa), over seeds and images with several."""
-        if any(metrics.undefined(s, self.mos) for m in self.models for s in self.scores[m]) and (
-            not np.isfinite([s(np.ones((1, len(self.mos)))) for s in statistics]).all()
-        ):
+        """Over images alone with one seed (BCa), over seeds and images, or over splits."""
+        seen = np.concatenate([s(np.ones((1, self.images))) for s in statistics])  # (S,) or (S, K)
+        if not np.isfinite(seen).all():
             return Interval(*[math.nan] * 4, "undefined scores")
         combine = combine or (lambda values: values)
         if len(statistics) == 1:
             return metrics.interval(
-                lambda counts: combine(statistics[0](counts)), len(self.mos), **self.options
+                lambda counts: combine(statistics[0](counts)), self.images, **self.options
             )
-        return metrics.over_seeds(statistics, combine, len(self.mos), **self.options)
+        if self.splits > 1:
+            counts = self.runs[0].config["images"]
+            return metrics.over_splits(combine(seen), counts["test"] / counts["train"])
+        return metrics.over_seeds(statistics, combine, self.images, **self.options)
 
-    def pairs(self, model: str, other: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Both models' scores (N,) of each seed that both have been trained with."""
-        both = {r.seed: s for r, s in zip(self.of_model[other], self.scores[other])}
-        own = zip(self.of_model[model], self.scores[model])
-        return [(s, both[r.seed]) for r, s in own if r.seed in both]
+    def pairs(self, *models: str) -> list[tuple[np.ndarray, ...]]:
+        """The models' scores (N,) of each seed that all have been trained with, and the MOS."""
+        runs = [{r.seed: r for r in self.of_model[m]} for m in models]
+        shared = [seed for seed in runs[0] if all(seed in of for of in runs)]
+        return [
+            (
+                *(self.rows[of[seed].name]["score"].to_numpy() for of in runs),
+                self.rows[runs[0][seed].name]["mos"].to_numpy(),
+            )
+            for seed in shared
+        ]
 
     def compare(self) -> list[dict]:
         """Each comparison whose two models are there: the paired difference of SRCC."""
@@ -313,8 +327,8 @@ class Statistics:
             pairs = self.pairs(model, other)
             if not pairs:
                 continue
-            seen = self.interval([paired(a, b, self.mos) for a, b in pairs])
-            each = [srcc(a, self.mos) - srcc(b, self.mos) for a, b in pairs]
+            seen = self.interval([paired(*pair) for pair in pairs])
+            each = [srcc(a, mos) - srcc(b, mos) for a, b, mos in pairs]
             found.append(
                 {
                     "label": label,
@@ -323,8 +337,10 @@ class Statistics:
                     "difference": seen,
                     "each": each,
                     "p_permutation": self.permutation(pairs),
-                    "correlation": float(np.mean([srcc(a, b) for a, b in pairs])),
-                    "seeds_needed": metrics.seeds_needed(np.array(each)),
+                    "correlation": float(np.mean([srcc(a, b) for a, b, _ in pairs])),
+                    "seeds_needed": None
+                    if self.splits > 1
+                    else metrics.seeds_needed(np.array(each)),
                 }
             )
         for comparison, p in zip(found, metrics.holm([c["difference"].p for c in found])):
@@ -332,13 +348,17 @@ class Statistics:
         return found
 
     def permutation(self, pairs) -> float:
-        """Of one seed by images; of several the mean of each image's ranks over seeds stands in."""
+        """Of one seed by images; of several the mean of each image's ranks over seeds stands in.
+
+        NaN over several splits, whose images are not the same.
+        """
         from scipy import stats
 
         a, b = (np.mean([stats.rankdata(p[i]) for p in pairs], 0) for i in (0, 1))
-        if metrics.undefined(a, self.mos) or metrics.undefined(b, self.mos):
+        mos = pairs[0][-1]
+        if self.splits > 1 or metrics.undefined(a, mos) or metrics.undefined(b, mos):
             return math.nan
-        return metrics.permutation_p(a, b, self.mos, **self.options)
+        return metrics.permutation_p(a, b, mos, **self.options)
 
     def interact(self) -> dict | None:
         """What the improvements gain on Swin less what they gain on ResNet-50, if all are there."""
@@ -346,16 +366,9 @@ class Statistics:
             models = [f"smart_iqa_{size}_ms_att", f"smart_iqa_{size}_ss_noatt", FULL, BASELINE]
             if not set(models) <= set(self.models):
                 continue
-            seeds = set.intersection(*({r.seed for r in self.of_model[m]} for m in models))
             statistics = []
-            for seed in sorted(seeds):
-                of = [
-                    s
-                    for m in models
-                    for r, s in zip(self.of_model[m], self.scores[m])
-                    if r.seed == seed
-                ]
-                swin, resnet = paired(*of[:2], self.mos), paired(*of[2:], self.mos)
+            for *of, mos in self.pairs(*models):
+                swin, resnet = paired(*of[:2], mos), paired(*of[2:], mos)
                 statistics.append(lambda c, s=swin, r=resnet: s(c) - r(c))
             if statistics:
                 return {"size": size, "difference": self.interval(statistics)}
@@ -367,7 +380,7 @@ class Statistics:
             return None
         if not self.configurations[BASELINE]["srcc_interval"].low > 0:
             return Interval(*[math.nan] * 4, "the SRCC of the baseline is not surely above 0")
-        statistics = [both_srcc(a, b, self.mos) for a, b in self.pairs(FULL, BASELINE)]
+        statistics = [both_srcc(*pair) for pair in self.pairs(FULL, BASELINE)]
         return self.interval(statistics, lambda both: both[..., 0] / both[..., 1] - 1)
 
     def decide(self) -> str:
@@ -382,6 +395,22 @@ class Statistics:
         """How much the best epoch on test is above the verdict's choice, mean over all runs."""
         gaps = [run_srcc(r, "best on test") - run_srcc(r, self.selection) for r in self.runs]
         return float(np.mean(gaps))
+
+
+def count_splits(runs: list[Run], rows: dict[str, "pd.DataFrame"]) -> int:
+    """1 where all runs have the same test images, or as many splits as seeds; else ReportError."""
+    of_seed = {}
+    for run in runs:
+        images = list(rows[run.name]["image"])
+        if of_seed.setdefault(run.seed, images) != images:
+            raise ReportError("runs with the same seed were tested on different images")
+    splits = len({tuple(images) for images in of_seed.values()})
+    if splits not in (1, len(of_seed)) or len({len(images) for images in of_seed.values()}) > 1:
+        raise ReportError(
+            "the runs were tested on different images, and not each seed on a random split of its "
+            "own and the same size"
+        )
+    return splits
 
 
 def srcc(predicted: np.ndarray, mos: np.ndarray) -> float:
@@ -503,7 +532,7 @@ def draw_scatter(s: Statistics):
         squeeze=False,
         figsize=(COLUMN, 0.4 + COLUMN / columns * rows),
     )
-    everything = np.concatenate([s.mos, *(s.scores[m][0] for m in s.models)])
+    everything = np.concatenate([x[m][0] for x in (s.mos, s.scores) for m in s.models])
     ends = np.nanmin(everything) - 2, np.nanmax(everything) + 2
     for axes, model in itertools.zip_longest(panels.flat, s.models):
         if model is None:
@@ -511,9 +540,9 @@ def draw_scatter(s: Statistics):
             panels[-2, -1].tick_params(labelbottom=True)
             continue
         title, colour, _ = MODELS[model]
-        scores = s.scores[model][0]
-        axes.plot(scores, s.mos, ".", color=colour, markersize=2, alpha=0.35, rasterized=True)
-        fit = metrics.fitted_agreement(scores, s.mos)
+        scores, mos = s.scores[model][0], s.mos[model][0]
+        axes.plot(scores, mos, ".", color=colour, markersize=2, alpha=0.35, rasterized=True)
+        fit = metrics.fitted_agreement(scores, mos)
         if fit.parameters:
             x = np.linspace(scores.min(), scores.max(), 200)
             axes.plot(x, metrics.logistic(x, *fit.parameters), color="black", linewidth=1)
@@ -525,7 +554,7 @@ def draw_scatter(s: Statistics):
     figure.supylabel("MOS", fontsize=8)
     seed = s.of_model[s.models[0]][0].seed
     return figure, (
-        f"MOS against predicted score of the {len(s.mos):,} test images ({s.selection}, seed "
+        f"MOS against predicted score of the {s.images:,} test images ({s.selection}, seed "
         f"{seed}); line: VQEG's four-parameter logistic, if it could be fitted; dashed: equality."
     )
 
@@ -559,12 +588,14 @@ def draw_stage_weights(s: Statistics):
     import matplotlib.pyplot as plt
 
     models = [m for m in s.models if "w1" in s.rows[s.of_model[m][0].name].columns]
-    if not models or len(s.mos) < 10:
+    if not models or s.images < 10:
         return None, "No run with attention on ten images or more, so no figure of stage weights."
     model = FULL if FULL in models else models[0]
     tables = [s.rows[r.name] for r in s.of_model[model]]
+    if s.splits > 1:
+        tables = tables[:1]
     weights = np.mean([t[["w1", "w2", "w3", "w4"]].to_numpy() for t in tables], 0)  # (N, 4)
-    quintile = np.argsort(np.argsort(s.mos)) * 5 // len(s.mos)
+    quintile = np.argsort(np.argsort(tables[0]["mos"].to_numpy())) * 5 // s.images
     figure, axes = plt.subplots(figsize=(COLUMN, 2.5))
     style = zip(("#0072B2", "#009E73", "#E69F00", "#D55E00"), "os^D")
     for stage, (colour, marker) in enumerate(style):
@@ -583,8 +614,9 @@ def draw_stage_weights(s: Statistics):
     axes.set(xlabel="quintile of MOS (5: best)", ylabel="stage weight", xticks=range(1, 6))
     axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure, (
-        f"Stage weights of {MODELS[model][0].lstrip('+ ')} over all {len(s.mos):,} test images by "
-        "quintile of MOS: medians and quartiles; dashed: equal weights."
+        f"Stage weights of {MODELS[model][0].lstrip('+ ')} over all {s.images:,} test images "
+        f"{'of the first split ' * (s.splits > 1)}by quintile of MOS: medians and quartiles; "
+        "dashed: equal weights."
     )
 
 
@@ -620,14 +652,17 @@ def draw_contact_sheet(s: Statistics, data_path: str | None):
     import matplotlib.pyplot as plt
     from PIL import Image
 
-    if not {FULL, BASELINE} <= set(s.models) or len(s.mos) < 20:
+    if s.splits > 1:
+        return None, "No contact sheet: each seed has test images of its own."
+    if not {FULL, BASELINE} <= set(s.models) or s.images < 20:
         return None, "No contact sheet: it needs baseline, full configuration and 20 test images."
     base, full = (s.scores[m].mean(0) for m in (BASELINE, FULL))
-    gain = np.abs(base - s.mos) - np.abs(full - s.mos)
+    mos, images = s.mos[FULL][0], list(s.rows[s.of_model[FULL][0].name]["image"])
+    gain = np.abs(base - mos) - np.abs(full - mos)
     order = np.argsort(-gain, kind="stable")
     chosen = [*order[:10], *order[::-1][:10]]
     folder = Path(data_path or s.runs[0].config["flags"]["data_path"])
-    absent = [s.images[i] for i in chosen if not (folder / s.images[i]).is_file()]
+    absent = [images[i] for i in chosen if not (folder / images[i]).is_file()]
     if absent:
         return None, (
             f"No contact sheet: {len(absent)} of its 20 photographs are not under {folder} "
@@ -635,13 +670,13 @@ def draw_contact_sheet(s: Statistics, data_path: str | None):
         )
     figure, panels = plt.subplots(4, 5, figsize=(2 * COLUMN, 6.6))
     for position, (axes, i) in enumerate(zip(panels.flat, chosen)):
-        with Image.open(folder / s.images[i]) as image:
+        with Image.open(folder / images[i]) as image:
             image.draft("RGB", (600, 600))
             image = image.convert("RGB")
             image.thumbnail((360, 360))
             axes.imshow(np.asarray(image))
         axes.set_title(
-            f"MOS {s.mos[i]:.0f}: {base[i]:.0f} $\\rightarrow$ {full[i]:.0f}", fontsize=8, pad=2
+            f"MOS {mos[i]:.0f}: {base[i]:.0f} $\\rightarrow$ {full[i]:.0f}", fontsize=8, pad=2
         )
         axes.set(xticks=[], yticks=[])
         for side in axes.spines.values():
@@ -690,9 +725,9 @@ def p_text(p: float) -> str:
     return "-" if not math.isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def with_spread(values: list[float]) -> str:
+def with_spread(s: Statistics, values: list[float]) -> str:
     sd = spread(values)
-    return number(float(np.mean(values))) + (f" +- {sd:.4f}" if math.isfinite(sd) else "")
+    return number(float(s.middle(values))) + (f" +- {sd:.4f}" if math.isfinite(sd) else "")
 
 
 def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -> list[tuple]:
@@ -700,7 +735,12 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
     config = s.runs[0].config
     flags = config["flags"]
     seeds = sorted({r.seed for r in s.runs})
-    out = [("heading", "Do multi-scale fusion and channel attention help a ResNet-50?")]
+    title = "Do multi-scale fusion and channel attention help a ResNet-50?"
+    if not {BASELINE, MULTISCALE, FULL} & set(s.models):
+        title = title.replace("a ResNet-50", MODELS[s.models[0]][0].partition(",")[0])
+        if s.models == ["hyperiqa"]:
+            title = "How well does HyperIQA do?"
+    out = [("heading", title)]
     out.append(("text", verdict_text(s)))
     if problems:
         out.append(("heading", "What doesn't add up"))
@@ -713,7 +753,7 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
         rows.append(
             [
                 MODELS[model][0],
-                with_spread(f["selections"][s.selection]),
+                with_spread(s, f["selections"][s.selection]),
                 bounds(f["srcc_interval"]),
                 number(f["plcc"]),
                 bounds(f["plcc_interval"]),
@@ -732,10 +772,16 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
         else f"one seed ({seeds[0]}): the variance between seeds is unknown, and the intervals are "
         "over images alone"
     )
+    if s.splits > 1:
+        how = (
+            f"medians over {s.splits} random splits (seeds {', '.join(map(str, seeds))}), +- their "
+            "standard deviation; intervals are those of the mean over splits, by the corrected "
+            "resampled t-test, which allows for the images that splits share"
+        )
     out.append(
         (
             "text",
-            f"{len(s.mos):,} test images; the epoch is the one {selection_words(s.selection)}; "
+            f"{s.images:,} test images; the epoch is the one {selection_words(s.selection)}; "
             f"{how}. Fitted: after VQEG's four-parameter logistic.",
         )
     )
@@ -747,7 +793,7 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
 
     out.append(("heading", "Three ways to choose the epoch"))
     rows = [
-        [MODELS[m][0], *(with_spread(s.configurations[m]["selections"][x]) for x in SELECTIONS)]
+        [MODELS[m][0], *(with_spread(s, s.configurations[m]["selections"][x]) for x in SELECTIONS)]
         for m in s.models
     ]
     out.append(("table", ["SRCC", *SELECTIONS], rows))
@@ -781,8 +827,9 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
             (
                 "text",
                 "Both models of a row are judged by the same images and the same crops. p: "
-                f"bootstrap; Holm: corrected over the {len(s.comparisons)} rows; permutation: a "
-                "check that swaps the two models' ranks image by image.",
+                f"{'corrected resampled t-test' if s.splits > 1 else 'bootstrap'}; Holm: corrected "
+                f"over the {len(s.comparisons)} rows; permutation: a check that swaps the two "
+                f"models' ranks image by image{', of one split alone' * (s.splits > 1)}.",
             )
         )
     if s.interaction:
@@ -802,7 +849,7 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
         if s.gain is not None:
             out.append(("text", closure_text(s)))
         if BASELINE in s.models:
-            best = float(np.mean(s.configurations[BASELINE]["selections"]["best on test"]))
+            best = float(s.middle(s.configurations[BASELINE]["selections"]["best on test"]))
             out.append(
                 (
                     "text",
@@ -866,9 +913,11 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
     out.append(
         (
             "text",
-            f"Data: {data_set(s)}, {counts} images; {config['labels']}. Bootstrap: "
-            f"{s.options['resamples']:,} resamples, seed {s.options['seed']}; BCa with one seed, "
-            "percentiles over seeds and images, widened by Student's t, with several.",
+            f"Data: {data_set(s)}, {counts} images; {config['labels']}"
+            + (f", and as many random splits as seeds: {s.splits}." if s.splits > 1 else ".")
+            + f" Bootstrap: {s.options['resamples']:,} resamples, seed {s.options['seed']}; BCa "
+            "with one seed, percentiles over seeds and images, widened by Student's t, with "
+            "several; none over several splits.",
         )
     )
     return out
@@ -1006,20 +1055,25 @@ def table_tex(s: Statistics) -> str:
             change = f"${number(to_base.value, digits + 1, True)}$ $[{ends}]$"
         cells = [latex(MODELS[model][0])]
         for name in ("srcc", "plcc"):
-            value = f[f"{name}_interval"]
-            ends = ", ".join(number(x, digits) for x in value[1:3])
-            cells.append(f"{number(value.value, digits)} [{ends}]")
+            ends = ", ".join(number(x, digits) for x in f[f"{name}_interval"][1:3])
+            cells.append(f"{number(f[name], digits)} [{ends}]")
         rows.append(" & ".join([*cells, change, f"{f['parameters'] / 1e6:.2f}"]) + r" \\")
     seeds = sorted({r.seed for r in s.runs})
+    brackets = r"Brackets: 95\% bootstrap intervals over images; one seed."
+    if s.splits > 1:
+        brackets = (
+            f"Medians over {s.splits} random splits; brackets: "
+            r"95\% intervals of the mean over splits (corrected resampled $t$-test)."
+        )
+    elif len(seeds) > 1:
+        brackets = r"Brackets: 95\% bootstrap intervals over seeds and images."
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
-            r"\caption{Ablation on " + latex(data_set(s)) + f" ({len(s.mos)} test "
+            r"\caption{Ablation on " + latex(data_set(s)) + f" ({s.images} test "
             f"images, {latex(s.selection)}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}). "
-            r"Brackets: 95\% bootstrap intervals" + (
-                " over seeds and images.}" if len(seeds) > 1 else " over images; one seed.}"
-            ),
+            + brackets + "}",
             r"\begin{tabular}{lcccr}",
             r"\toprule",
             r" & SRCC & PLCC & $\Delta$SRCC to the baseline & Parameters (M) \\",
@@ -1038,15 +1092,16 @@ def paragraph_tex(s: Statistics) -> str:
     digits = digits_for(s)
     sentences = []
     for model in s.models:
-        value = s.configurations[model]["srcc_interval"]
-        ends = ", ".join(number(x, digits) for x in value[1:3])
+        found = s.configurations[model]
+        ends = ", ".join(number(x, digits) for x in found["srcc_interval"][1:3])
         sentences.append(
-            f"{MODELS[model][0].removeprefix('+ ')} {number(value.value, digits)} "
-            f"(95% interval {ends})"
+            f"{MODELS[model][0].removeprefix('+ ')} {number(found['srcc'], digits)} "
+            f"(95% interval {'of the mean ' if s.splits > 1 else ''}{ends})"
         )
     seeds = sorted({r.seed for r in s.runs})
     text = (
-        f"On the {len(s.mos)} test images of {data_set(s)} the SRCC is "
+        f"On the {s.images} test images of {data_set(s)} the "
+        f"{f'median SRCC over {s.splits} random splits' if s.splits > 1 else 'SRCC'} is "
         f"{'; '.join(sentences)}"
         f" ({s.selection}; {'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))})."
     )
@@ -1085,7 +1140,8 @@ def results_json(s: Statistics, problems: list[str]) -> str:
     content = {
         "dataset": s.runs[0].config["flags"]["dataset"],
         "data_fingerprint": s.runs[0].config["data_fingerprint"],
-        "test_images": len(s.mos),
+        "test_images": s.images,
+        "splits": s.splits,
         "selection": s.selection,
         "verdict": s.verdict,
         "relative_gain": s.gain,

@@ -29,6 +29,10 @@ Trains the three configurations one after the other and prints their table.
                   effect of the backbone, of the improvements, and their interaction
   --neighbours SMART_IQA
                   which SMART-IQA that is: smart_iqa_tiny (the default), _small or _base
+  --model MODEL, --preset PRESET
+                  another model alone, or a published recipe with its model: the three
+                  configurations of a SMART-IQA, or HyperIQA; with --preset hyperiqa_paper each
+                  seed has a random split of its own, and the table gives medians
   --gpus N,N,...  runs side by side, one on each of these GPUs
   --parallel N    N runs side by side, sharing out this machine's cores
   --resume DIR    go on with an ablation that was interrupted, with the flags that it began with:
@@ -44,11 +48,14 @@ Examples:
   bash run_resnet_ablation.sh --seeds 42,43,44 --gpus 0,1,2
   bash run_resnet_ablation.sh --data_path /data/koniq-10k --seeds 42,43,44
   bash run_resnet_ablation.sh --dataset biq2021 --data_path /data/biq2021 --epochs 5
+  bash run_resnet_ablation.sh --preset hyperiqa_paper --seeds 1,2,3,4,5,6,7,8,9,10
 
 Yields LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS/ (a log, a record and the predictions of each run,
-table.txt, the arguments for --resume, and the report: intervals, figures, verdict) and CHECKPOINT_DIR/resnet_improved_*.pth; with several seeds each seed has its own
-folder seed_N under CHECKPOINT_DIR. LOG_DIR is logs and CHECKPOINT_DIR checkpoints (of the demo:
-demo/checkpoints) unless --log_dir and --checkpoint_dir say otherwise. The exit status is 0 only if every run has its figures.
+table.txt, the arguments for --resume, and the report: intervals, figures, verdict) and
+CHECKPOINT_DIR/MODEL_*.pth; with several seeds each seed has its own folder seed_N under
+CHECKPOINT_DIR. LOG_DIR is logs and CHECKPOINT_DIR checkpoints (of the demo: demo/checkpoints)
+unless --log_dir and --checkpoint_dir say otherwise. The exit status is 0 only if every run has its
+figures.
 END
 }
 
@@ -59,8 +66,8 @@ fail() {
 
 configuration_flags() { # NAME
   case $1 in
-    exp1_baseline) echo ;;
-    exp2_multiscale) echo --use_multiscale ;;
+    exp1_baseline) echo --no-use_multiscale ;;
+    exp2_multiscale) echo --use_multiscale --no-use_attention ;;
     exp3_multiscale_attention) echo --use_multiscale --use_attention ;;
     exp4_hyperiqa) echo --model hyperiqa ;;
     exp5_smart_iqa_*) echo --model "${1#exp5_}" ;;
@@ -179,18 +186,24 @@ metric() { # LABEL METRIC LOG: the figure of a closing line; status 1 where ther
   grep -soE "^$1 Test $2: -?[0-9]+[.][0-9]+" "$3" | tail -n 1 | grep -oE -- '-?[0-9.]+$'
 }
 
-figures() { # LABEL METRIC NAME: 'mean spread' over the seeds; status 1 where one is missing
+splits() { # how many splits the runs were judged on
+  grep -h -m 1 '^split ' "$log_dir"/exp*.log 2>/dev/null | sort -u | wc -l
+}
+
+figures() { # LABEL METRIC NAME: 'mean spread' over the seeds, or 'median spread' over splits;
+  # status 1 where one is missing
   local seed values=() value
   for seed in "${seeds[@]}"; do
     value=$(metric "$1" "$2" "$log_dir/$(run_name "$3" "$seed").log") || return 1
     values+=("$value")
   done
-  printf '%s\n' "${values[@]}" | awk '
+  printf '%s\n' "${values[@]}" | sort -g | awk -v median="$(($(splits) > 1))" '
     { x[NR] = $1; sum += $1 }
     END { mean = sum / NR
+          middle = median ? (x[int((NR + 1) / 2)] + x[int(NR / 2) + 1]) / 2 : mean
           for (i = 1; i <= NR; i++) squares += (x[i] - mean) ^ 2
           if (NR == 1) printf "%.4f -\n", mean
-          else printf "%.4f %.4f\n", mean, sqrt(squares / (NR - 1)) }'
+          else printf "%.4f %.4f\n", middle, sqrt(squares / (NR - 1)) }'
 }
 
 chosen_figures() { # NAME: as figures; 'none -' where no run has validation images
@@ -210,7 +223,7 @@ cell() { # 'mean spread' -> what the table shows
 table() { # prints the table; status 1 when a figure is missing
   local name srcc plcc base='' change relative chosen last logs
   local row='%-16s %16s %16s %10s %10s %16s %16s\n' complete=0 i
-  echo "ResNet-50 ablation, ${#seeds[@]} seed(s): ${seeds[*]}"
+  echo "$title, ${#seeds[@]} seed(s): ${seeds[*]}"
   echo "flags: ${flags[*]}"
   grep -m 1 -h '^data ' "$log_dir"/exp*.log 2>/dev/null | tr -s ' ' | head -n 1 || true
   echo
@@ -238,7 +251,11 @@ table() { # prints the table; status 1 when a figure is missing
   echo "Published SRCC on KonIQ-10k, best on test: HyperIQA (ResNet-50, this setting) $HYPERIQA," \
     "SMART-IQA (Swin-Base) $SMART_IQA."
   echo "Best on test takes the epoch that the test images like best: the field's habit, and optimistic."
-  if ((${#seeds[@]} > 1)); then echo "After +- stands the standard deviation over the seeds."; fi
+  if (($(splits) > 1)); then
+    echo "Each seed has a random split of its own: medians over the splits, +- their standard deviation."
+  elif ((${#seeds[@]} > 1)); then
+    echo "After +- stands the standard deviation over the seeds."
+  fi
   if ((demo)); then
     echo "DEMO: drawn scenes with known damage; these figures are not KonIQ-10k figures."
   fi
@@ -261,6 +278,9 @@ slots=()
 declare -A failed=()
 log_dir=
 neighbour=
+model=
+recipe=
+title="ResNet-50 ablation"
 
 if [[ ${1:-} == --resume=* ]]; then set -- --resume "${1#*=}" "${@:2}"; fi
 resumed=
@@ -292,6 +312,12 @@ while (($#)); do
       neighbour=$2
       shift 2
       ;;
+    --model | --preset)
+      [[ ${2:-} ]] || fail "$1 takes a name: see 'python3 train_resnet_improved.py --help'"
+      if [[ $1 == --model ]]; then model=$2; else recipe=$2; fi
+      flags+=("$1" "$2")
+      shift 2
+      ;;
     --gpus)
       [[ ${2:-} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "$1 takes numbers of GPUs, such as 0,1,2"
       IFS=, read -ra slots <<<"$2"
@@ -314,7 +340,9 @@ while (($#)); do
       [[ -n $checkpoint_dir ]] || fail "$1 takes a folder"
       shift 2
       ;;
-    --use_multiscale | --use_attention | --run_name | --resume) fail "$1 is what this script sets for each run" ;;
+    --use_multiscale | --use_attention | --no-use_multiscale | --no-use_attention | --run_name | --resume)
+      fail "$1 is what this script sets for each run"
+      ;;
     *) flags+=("$1"); shift ;;
   esac
 done
@@ -326,6 +354,14 @@ exec {console}>&2 # a trap that runs within a run would write to its log
 trap 'stop SIGINT 130' INT
 trap 'stop SIGTERM 143' TERM
 
+if [[ -n $model$recipe ]]; then
+  if [[ -n $neighbour ]]; then fail "--with_neighbours trains all models alike, without --model and --preset"; fi
+  if ((demo)); then fail "--demo goes without --model and --preset: its crops of 64 are too small for them"; fi
+fi
+case ${model:-$recipe} in # a recipe has a model of its own, unless --model names another
+  hyperiqa*) names=(exp4_hyperiqa) titles=(HyperIQA) title=HyperIQA ;;
+  smart_iqa*) title="SMART-IQA ablation" ;;
+esac
 if [[ -n $neighbour ]]; then
   if ((demo)); then fail "--demo: its crops of 64 are too small for the neighbours, which take 224"; fi
   names+=(exp4_hyperiqa "exp5_$neighbour" "exp6_$neighbour")

@@ -42,7 +42,6 @@ if TYPE_CHECKING:  # imported when work begins, so that --help and errors come a
     import torch
     from torch import Tensor, nn
 
-GRADIENT_CLIP = 1.0
 FINAL_LR = 0.01  # of the initial rate, where the cosine ends
 ESTIMATE_AFTER = 10  # training steps, measured to say how long a run on the CPU takes
 
@@ -53,11 +52,13 @@ SWIN_SIZES = ("tiny", "small", "base")
 PRESETS = {
     "hyperiqa_paper": {
         "model": "hyperiqa",
+        "split": "random",
         "optimizer": "adam",
         "schedule": "step",
         "lr": 2e-5,
         "lr_ratio": 10.0,
         "weight_decay": 5e-4,
+        "gradient_clip": 0.0,
         "batch_size": 96,
         "epochs": 16,
         "train_patch_num": 25,
@@ -198,9 +199,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag(
         "--split_seed",
         type=number(int, 0),
-        default=0,
         metavar="N",
-        help="of the random split and of --val_fraction",
+        help="of the random split and of --val_fraction (default: 0; with --preset "
+        "hyperiqa_paper the --seed, so that every seed has its own split)",
     )
     flag(
         "--val_fraction",
@@ -309,6 +310,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag(
         "--weight_decay", type=number(float, 0, 1), default=1e-4, metavar="X", help="of --optimizer"
     )
+    flag(
+        "--gradient_clip",
+        type=number(float, 0),
+        default=1.0,
+        metavar="NORM",
+        help="gradients of a larger norm are scaled down to it; 0: none are",
+    )
     flag("--optimizer", choices=["adamw", "adam"], default="adamw", help="adam: as HyperIQA")
     flag(
         "--schedule",
@@ -376,6 +384,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name}: --model hyperiqa has no fusion and no attention")
     if args.model == "hyperiqa" and args.dropout_rate is not None:
         parser.error("--dropout_rate: --model hyperiqa has no dropout")
+    if args.split_seed is None:
+        args.split_seed = args.seed if args.preset == "hyperiqa_paper" else 0
     if args.dropout_rate is None:
         args.dropout_rate = 0.4 if is_smart else 0.0 if args.model == "hyperiqa" else 0.3
     if args.model != "resnet_improved" and args.patch_size != 224:
@@ -495,6 +505,7 @@ def train_one_epoch(
     scaler: "torch.amp.GradScaler",
     *,
     precision: str,
+    gradient_clip: float,
     watch,
     scores: list["Tensor"],
 ) -> None:
@@ -502,7 +513,8 @@ def train_one_epoch(
 
     With several ranks each has its part of a batch; their mean gradient is that of the whole.
 
-    `mos` (on the device) holds the label of each image of the plan. `watch` wraps the loader's
+    `mos` (on the device) holds the label of each image of the plan. gradient_clip: the largest
+    norm of a step's gradient; 0 leaves it as it is. `watch` wraps the loader's
     steps (a progress bar); what it does after a step sees the step's scores.
     """
     import torch
@@ -523,7 +535,8 @@ def train_one_epoch(
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        if gradient_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
@@ -699,7 +712,7 @@ def configuration(
     device: "torch.device",
     store: data.PixelStore | data.DeviceStore,
     precision: str,
-    costs: dict[str, int],
+    costs: dict[str, int | dict[str, float]],
     ranks: Ranks,
 ) -> dict:
     """All that a result stands on: flags, data, versions, machine."""
@@ -759,12 +772,13 @@ def describe(config: dict) -> str:
     published = tuple(images.values()) in data.DATASETS[flags["dataset"]].published
     labels, _, split = config["labels"].partition("; ")
     crops = f"{flags['test_crop']}, {flags['test_patch_num']} an image"
-    course = f"cosine to {FINAL_LR:.0%}"
+    course, clip = f"cosine to {FINAL_LR:.0%}", flags["gradient_clip"]
     if flags["schedule"] == "step":
         course = f"a tenth every {STEP_EPOCHS} epochs"
     lines = {
         "model": f"{config['model']}, {config['parameters'] / 1e6:.2f} M parameters, "
-        f"backbone weights {flags['backbone_weights']}, dropout {flags['dropout_rate']:g}",
+        f"backbone weights {flags['backbone_weights']}, dropout {flags['dropout_rate']:g}"
+        + "".join(f", {rate.replace('_', ' ')} {x:g}" for rate, x in config["rates"].items()),
         "data": f"{flags['dataset']} in {flags['data_path']}: {counts} images "
         f"({'the' if published else 'not the'} counts of a published split)",
         "labels": labels,
@@ -775,6 +789,7 @@ def describe(config: dict) -> str:
         f"{'on' if flags['color_jitter'] else 'off'}; test {crops}",
         "optimiser": f"{'AdamW' if flags['optimizer'] == 'adamw' else 'Adam'}, lr {flags['lr']:g} "
         f"(new layers x{flags['lr_ratio']:g}), weight decay {flags['weight_decay']:g}, {course}, "
+        f"gradients {f'clipped at {clip:g}' if clip else 'not clipped'}, "
         f"batch {flags['batch_size']}, {flags['epochs']} epochs, seed {flags['seed']}",
         "device": f"{config['device']} ({config['device_name']}), precision "
         f"{'fp32' if config['precision'] == 'off' else config['precision']}"
@@ -1138,6 +1153,7 @@ class Run:
         costs = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "multiply_adds": multiply_adds(model, args.patch_size),
+            "rates": {} if args.model == "resnet_improved" else model.rates,
         }
         self.model = model.to(device, memory_format=torch.channels_last)
         if args.compile:
@@ -1217,6 +1233,7 @@ class Run:
                 self.scheduler,
                 self.scaler,
                 precision=self.precision,
+                gradient_clip=args.gradient_clip,
                 watch=self.between_steps(watch, len(loader), save=True),
                 scores=self.crop_scores,
             )

@@ -118,6 +118,7 @@ class Ours:
             self.scheduler,
             self.scaler,
             precision=self.precision,
+            gradient_clip=1.0,
             watch=data.Progress("training", self.counts[0], "patches"),
             scores=[],
         )

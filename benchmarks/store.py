@@ -202,7 +202,9 @@ def open_full_size(folder: Path, train_on: str) -> None:
         scheduler,
         torch.amp.GradScaler("cpu", enabled=False),
         precision=precision,
+        gradient_clip=1.0,
         watch=lambda steps: steps,
+        scores=[],
     )
     done.set()
     watcher.join()

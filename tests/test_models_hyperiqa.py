@@ -231,6 +231,14 @@ def test_each_model_has_its_own_dropout(flags, rate):
     assert train.parse_args(flags.split()).dropout_rate == rate
 
 
+def test_the_papers_recipe_splits_by_the_seed_and_clips_nothing():
+    args = train.parse_args(["--preset", "hyperiqa_paper", "--seed", "7"])
+    assert (args.split, args.split_seed, args.gradient_clip) == ("random", 7, 0)
+    args = train.parse_args(["--preset", "hyperiqa_paper", "--split_seed", "3"])
+    assert args.split_seed == 3
+    assert train.parse_args(["--seed", "7"]).split_seed == 0
+
+
 def test_the_step_schedule_divides_by_ten_every_six_epochs():
     args = train.parse_args(["--preset", "hyperiqa_paper"])
     model = nn.Linear(1, 1)

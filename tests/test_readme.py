@@ -55,7 +55,7 @@ def test_both_name_every_flag_and_no_other(capsys):
 @BOTH
 def test_documented_training_commands_are_understood(text):
     commands = re.findall(r"^python3 train_resnet_improved\.py (.*)$", text, re.MULTILINE)
-    assert len(commands) == 7
+    assert len(commands) == 6
     for command in commands:
         train.parse_args(command.split())
 

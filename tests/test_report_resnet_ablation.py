@@ -21,7 +21,8 @@ NAMES = ("exp1_baseline", "exp2_multiscale", "exp3_multiscale_attention")
 
 def write_run(folder, name, model, noise, *, seed=42, epochs=2, tests=200, vals=50, **flags):
     """A run's record and predictions: scores are MOS with noise of `noise` points."""
-    rng = np.random.default_rng(7)
+    flags = {"split": "auto", "split_seed": 0} | flags
+    rng = np.random.default_rng(7 + flags["split_seed"])
     mos = {"test": rng.uniform(10, 90, tests).round(2), "val": rng.uniform(10, 90, vals).round(2)}
     own = np.random.default_rng([seed, MODELS.index(model) if model in MODELS else 9])
     frames, records = [], []
@@ -33,7 +34,8 @@ def write_run(folder, name, model, noise, *, seed=42, epochs=2, tests=200, vals=
                 continue
             score = mos[split] + own.normal(0, noise + 5 * (epochs - epoch), len(mos[split]))
             rows = {"epoch": epoch, "split": split, "mos": mos[split], "score": score.round(6)}
-            rows["image"] = [f"Images/{split}_{i:03}.jpg" for i in range(len(score))]
+            first = 1000 * flags["split_seed"]  # each split has images of its own
+            rows["image"] = [f"Images/{split}_{first + i:03}.jpg" for i in range(len(score))]
             if model.endswith("_att"):
                 weights = own.dirichlet([4, 3, 2, 1], len(score)).round(6)
                 rows |= {f"w{i + 1}": weights[:, i] for i in range(4)}
@@ -50,8 +52,8 @@ def write_run(folder, name, model, noise, *, seed=42, epochs=2, tests=200, vals=
         | {"patch_size": 224, "lr": 1e-4}
         | flags,
         "labels": "labels_of_a_test",
-        "images": {"train": 10, "val": vals, "test": tests},
-        "data_fingerprint": "0123456789ab",
+        "images": {"train": 4 * tests, "val": vals, "test": tests},
+        "data_fingerprint": f"0123456789a{flags['split_seed']}",
         "device": "cpu",
         "device_name": "a machine",
         "precision": "off",
@@ -161,6 +163,43 @@ def test_several_seeds_give_spread_and_the_seeds_needed(tmp_path, capsys):
     assert "resample seeds, then images" in (tmp_path / "report.md").read_text()
 
 
+def test_random_splits_give_medians_and_the_corrected_t_test(tmp_path, capsys):
+    from scipy import stats
+
+    for seed in (1, 2, 3, 4):
+        for name, model, noise in zip(NAMES, MODELS, (20, 12, 6 + seed)):
+            write_run(
+                tmp_path, f"{name}_seed{seed}", model, noise, seed=seed, split="random",
+                split_seed=seed,
+            )  # fmt: skip
+    results, out, _ = reported(tmp_path, capsys)
+    assert results["splits"] == 4 and "carry over to a CNN" in out
+    found = results["configurations"][MODELS[2]]
+    each = found["selections"]["chosen by val"]
+    assert found["srcc"] == pytest.approx(np.median(each)) and len(set(each)) == 4
+    reach = stats.t.ppf(0.975, 3) * np.std(each, ddof=1) * (1 / 4 + 1 / 4) ** 0.5
+    assert found["srcc_interval"]["value"] == pytest.approx(np.mean(each))
+    assert found["srcc_interval"]["high"] == pytest.approx(np.mean(each) + reach)
+    text = (tmp_path / "report.md").read_text()
+    assert "medians over 4 random splits (seeds 1, 2, 3, 4)" in text
+    assert "No contact sheet: each seed has test images of its own" in text
+    assert "Medians over 4 random splits" in (tmp_path / "table.tex").read_text()
+    assert "median SRCC over 4 random splits" in (tmp_path / "paragraph.tex").read_text()
+
+
+def test_splits_that_do_not_pair_are_refused(tmp_path, capsys):
+    for name, model, split in zip(NAMES, MODELS, (1, 2)):
+        write_run(tmp_path, name, model, 9, split="random", split_seed=split)
+    assert "can't be compared: --split_seed 1 and 2" in reported(tmp_path, capsys, status=1)[2]
+    for seed, split in ((1, 1), (2, 1), (3, 2)):
+        write_run(
+            tmp_path / "other", f"s{seed}", MODELS[0], 9, seed=seed, split="random",
+            split_seed=split,
+        )  # fmt: skip
+    told = reported(tmp_path / "other", capsys, status=1)[2]
+    assert "not each seed on a random split of its own" in told
+
+
 def test_without_validation_the_last_epoch_counts(tmp_path, capsys):
     for name, model, noise in zip(NAMES, MODELS, (20, 12, 6)):
         write_run(tmp_path, name, model, noise, vals=0)
@@ -247,7 +286,7 @@ def test_only_published_splits_stand_beside_the_literature(logs, capsys, monkeyp
     reported(logs, capsys)
     text = (logs / "report.md").read_text()
     assert "not the counts of a published split" in text and "TOPIQ" not in text
-    known = data.DATASETS["koniq-10k"]._replace(published=((10, 50, 200),))
+    known = data.DATASETS["koniq-10k"]._replace(published=((800, 50, 200),))
     monkeypatch.setitem(data.DATASETS, "koniq-10k", known)
     reported(logs, capsys)
     text = (logs / "report.md").read_text()

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+import train_resnet_improved as train
 from conftest import ROOT, TINY
 
 # Takes the place of python3: writes what a run's console shows, or fails, hangs, forgets a figure.
@@ -27,6 +28,7 @@ touch "$dir/$name.jsonl"
 echo "called with $all"
 echo "on gpu ${CUDA_VISIBLE_DEVICES:-}, ${OMP_NUM_THREADS:-} threads"
 echo "data        a data set"
+[[ $all == *hyperiqa_paper* ]] && echo "split       random by --split_seed $seed"
 case "$name" in
   $FAILING*) echo "error: this run fails"; exit 1 ;;
   $HANGING*) exec sleep 60 ;;
@@ -237,6 +239,10 @@ def test_a_signal_ends_all_of_it(tmp_path, stand_in, signal_number, status):
         (["--log_dir"], "--log_dir takes a folder"),
         (["--checkpoint_dir"], "--checkpoint_dir takes a folder"),
         (["--use_multiscale"], "is what this script sets"),
+        (["--no-use_attention"], "is what this script sets"),
+        (["--model"], "--model takes a name"),
+        (["--model", "hyperiqa", "--with_neighbours"], "without --model and --preset"),
+        (["--preset", "smart_iqa", "--demo"], "--demo goes without --model and --preset"),
         (["--run_name", "x"], "is what this script sets"),
     ],
 )
@@ -294,6 +300,37 @@ def test_neighbours_are_three_runs_more(ablation):
     assert re.search(r"^HyperIQA +0\.9240 ", done.stdout, re.MULTILINE)
     done = ablation("--demo", "--with_neighbours", "--log_dir", "other")
     assert done.returncode == 2 and "take 224" in done.stderr
+
+
+def test_the_papers_recipe_gives_medians_over_splits(ablation):
+    done = ablation("--preset", "hyperiqa_paper", "--seeds", "41,42,49")
+    assert done.returncode == 0, done.stderr
+    assert {line.split("_seed")[0] for line in ablation.calls.read_text().split()} == {
+        "exp4_hyperiqa"
+    }
+    assert done.stdout.count("HyperIQA, 3 seed(s): 41 42 49") == 1
+    assert re.search(r"^HyperIQA +0\.9240\+-0\.0436 ", done.stdout, re.MULTILINE)
+    assert "medians over the splits" in done.stdout
+
+
+def test_a_smart_iqa_has_the_three_configurations_too(ablation):
+    done = ablation("--model", "smart_iqa_tiny", "--preset=smart_iqa")
+    assert done.returncode == 0, done.stderr
+    assert len(rows(done.stdout)) == 3 and "SMART-IQA ablation, 1 seed(s)" in done.stdout
+    for name, flags, wanted in (
+        ("exp1_baseline", "--no-use_multiscale", (False, False)),
+        ("exp2_multiscale", "--use_multiscale --no-use_attention", (True, False)),
+        ("exp3_multiscale_attention", "--use_multiscale --use_attention", (True, True)),
+    ):
+        call = (done.folder / f"{name}.log").read_text().splitlines()[0]
+        assert f" --model smart_iqa_tiny --preset smart_iqa {flags} --seed" in call
+        args = train.parse_args(call.partition(".py ")[2].split())
+        assert (args.use_multiscale, args.use_attention) == wanted and args.epochs == 10
+
+
+def test_the_recipe_on_another_model_has_its_configurations(ablation):
+    done = ablation("--model", "resnet_improved", "--preset", "hyperiqa_paper")
+    assert len(rows(done.stdout)) == 3 and "ResNet-50 ablation, 1 seed(s)" in done.stdout
 
 
 def test_side_by_side_gives_the_same_table(ablation):

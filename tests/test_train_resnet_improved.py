@@ -199,6 +199,7 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch):
         scheduler,
         torch.amp.GradScaler("cpu", enabled=False),
         precision="off",
+        gradient_clip=1.0,
         watch=steps_that_do_not_wait,
         scores=scores,
     )
