@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--store_dir", help="where decoded images are kept, if elsewhere now")
     own = parser.parse_args()
 
-    checkpoint = torch.load(own.checkpoint, map_location="cpu", weights_only=True)
+    checkpoint = train.load_checkpoint(own.checkpoint)
     args = argparse.Namespace(**checkpoint["config"]["flags"] | {"backbone_weights": "none"})
     args.resize = tuple(args.resize)
     device = train.choose_device("auto")
