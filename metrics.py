@@ -105,7 +105,9 @@ def ranks_by_counts(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """
     order = np.argsort(values, kind="stable")
     groups = np.flatnonzero(np.diff(values[order], prepend=np.nan) != 0)  # ties are one group
-    totals = np.add.reduceat(counts[:, order], groups, axis=1)  # (B, groups)
+    totals = counts[:, order]  # (B, groups)
+    if len(groups) < len(values):
+        totals = np.add.reduceat(totals, groups, axis=1)
     ranks = np.cumsum(totals, 1) - (totals - 1) / 2
     group_of = np.empty(len(values), int)
     group_of[order] = np.repeat(np.arange(len(groups)), np.diff(groups, append=len(values)))
@@ -124,13 +126,23 @@ def correlation_by_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> n
 
 
 def srcc_by_counts(predicted: np.ndarray, mos: np.ndarray) -> ByCounts:
-    """SRCC of resampled images."""
+    """SRCC of resampled images: (B,) for predictions (N,), and (B, K) for (K, N)."""
 
     def statistic(counts: np.ndarray) -> np.ndarray:
-        ranks = ranks_by_counts(predicted, counts), ranks_by_counts(mos, counts)
-        return correlation_by_counts(*ranks, counts)
+        wanted = ranks_by_counts(mos, counts)
+        found = [
+            correlation_by_counts(ranks_by_counts(p, counts), wanted, counts)
+            for p in np.atleast_2d(predicted)
+        ]
+        return np.stack(found, -1) if np.ndim(predicted) == 2 else found[0]
 
     return statistic
+
+
+def difference_by_counts(a: np.ndarray, b: np.ndarray, mos: np.ndarray) -> ByCounts:
+    """SRCC of a less that of b, on the same resampled images."""
+    both = srcc_by_counts(np.stack([a, b]), mos)
+    return lambda counts: np.subtract(*both(counts).T)
 
 
 def plcc_by_counts(predicted: np.ndarray, mos: np.ndarray) -> ByCounts:
@@ -196,8 +208,8 @@ def difference(
     seed: int = 0,
 ) -> Interval:
     """SRCC of `predicted` less that of `baseline`, paired: both on the same resampled images."""
-    a, b = srcc_by_counts(predicted, mos), srcc_by_counts(baseline, mos)
-    return interval(lambda c: a(c) - b(c), len(mos), resamples=resamples, seed=seed)
+    statistic = difference_by_counts(predicted, baseline, mos)
+    return interval(statistic, len(mos), resamples=resamples, seed=seed)
 
 
 def permutation_p(

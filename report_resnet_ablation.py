@@ -327,7 +327,7 @@ class Statistics:
             pairs = self.pairs(model, other)
             if not pairs:
                 continue
-            seen = self.interval([paired(*pair) for pair in pairs])
+            seen = self.interval([metrics.difference_by_counts(*pair) for pair in pairs])
             each = [srcc(a, mos) - srcc(b, mos) for a, b, mos in pairs]
             found.append(
                 {
@@ -368,8 +368,8 @@ class Statistics:
                 continue
             statistics = []
             for *of, mos in self.pairs(*models):
-                swin, resnet = paired(*of[:2], mos), paired(*of[2:], mos)
-                statistics.append(lambda c, s=swin, r=resnet: s(c) - r(c))
+                four = metrics.srcc_by_counts(np.stack(of), mos)
+                statistics.append(lambda c, four=four: four(c) @ [1, -1, -1, 1])
             if statistics:
                 return {"size": size, "difference": self.interval(statistics)}
         return None
@@ -380,7 +380,8 @@ class Statistics:
             return None
         if not self.configurations[BASELINE]["srcc_interval"].low > 0:
             return Interval(*[math.nan] * 4, "the SRCC of the baseline is not surely above 0")
-        statistics = [both_srcc(*pair) for pair in self.pairs(FULL, BASELINE)]
+        pairs = self.pairs(FULL, BASELINE)
+        statistics = [metrics.srcc_by_counts(np.stack(both), mos) for *both, mos in pairs]
         return self.interval(statistics, lambda both: both[..., 0] / both[..., 1] - 1)
 
     def decide(self) -> str:
@@ -415,18 +416,6 @@ def count_splits(runs: list[Run], rows: dict[str, "pd.DataFrame"]) -> int:
 
 def srcc(predicted: np.ndarray, mos: np.ndarray) -> float:
     return float(metrics.srcc_by_counts(predicted, mos)(np.ones((1, len(mos))))[0])
-
-
-def paired(a: np.ndarray, b: np.ndarray, mos: np.ndarray) -> metrics.ByCounts:
-    """The difference in SRCC on the same resampled images."""
-    of_a, of_b = metrics.srcc_by_counts(a, mos), metrics.srcc_by_counts(b, mos)
-    return lambda counts: of_a(counts) - of_b(counts)
-
-
-def both_srcc(a: np.ndarray, b: np.ndarray, mos: np.ndarray) -> metrics.ByCounts:
-    """The SRCC of each (B, 2) on the same resampled images."""
-    of_a, of_b = metrics.srcc_by_counts(a, mos), metrics.srcc_by_counts(b, mos)
-    return lambda counts: np.stack([of_a(counts), of_b(counts)], -1)
 
 
 def run_srcc(run: Run, selection: str) -> float:

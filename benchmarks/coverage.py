@@ -54,14 +54,9 @@ def with_seeds(rng, images: int, r: float, seeds: int, resamples: int, seed: int
         luck = 1 + 0.05 * rng.standard_normal((2, 1))
         pairs.append(r * mos + math.sqrt(1 - r * r) * luck * (shared + own))
     ranked = 100 / (1 + np.exp(-mos))
-    statistics = [paired_srcc(a, b, ranked) for a, b in pairs]
+    statistics = [metrics.difference_by_counts(a, b, ranked) for a, b in pairs]
     found = metrics.over_seeds(statistics, lambda x: x, images, resamples=resamples, seed=seed)
     return found.low <= 0 <= found.high, found.p < 0.05
-
-
-def paired_srcc(a: np.ndarray, b: np.ndarray, mos: np.ndarray) -> metrics.ByCounts:
-    of_a, of_b = metrics.srcc_by_counts(a, mos), metrics.srcc_by_counts(b, mos)
-    return lambda counts: of_a(counts) - of_b(counts)
 
 
 def simulate_seeds(task: tuple) -> tuple[bool, bool]:
