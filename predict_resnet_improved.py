@@ -109,7 +109,7 @@ def score_images(
         patch_size=flags["patch_size"],
     )
     errors: dict[int, str] = {}
-    batch_size = batch_size or (256 if device.type == "cuda" else 64)
+    batch_size = batch_size or train.evaluation_batch(device)
     progress = data.Progress("scoring", len(paths) * patches, "crops", batch_size)
     scores, weights = train.score_crops(
         model,
@@ -264,7 +264,7 @@ def test_on(
         table, data_path, resize=options.resize, store_dir=store_dir, name=dataset
     )
     plan = train.judged_plan(options, table)
-    batch_size = 256 if device.type == "cuda" else 64
+    batch_size = train.evaluation_batch(device)
     batches = data.Batches(
         store,
         table["row"].to_numpy(),

@@ -473,6 +473,11 @@ def compile_in_place(model: "nn.Module", device: "torch.device") -> None:
     model.compile(mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False)
 
 
+def evaluation_batch(device: "torch.device") -> int:
+    """Crops in a batch of evaluation: many for a GPU, and what a CPU's caches hold."""
+    return 256 if device.type == "cuda" else 16
+
+
 def place_store(store: data.PixelStore, choice: str, device: "torch.device"):
     """The store as it is, or its images in the device's memory, as `--store_device` says."""
     import torch
@@ -1242,8 +1247,7 @@ class Run:
     def evaluate(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Scores (N,) and stage weights (N, 4) or None of all judged images. Raises Interrupted."""
         args, ranks = self.args, self.ranks
-        # Nothing is kept for gradients, so that batches may be larger than in training.
-        batch_size = max(args.batch_size, 256 if self.device.type == "cuda" else 64)
+        batch_size = evaluation_batch(self.device)
         plans = self.test_plan.reshape(-1, args.test_patch_num, 4)  # (N, P, 4)
         plan = plans[ranks.number :: ranks.count].reshape(-1, 4)  # every count-th image
         most = len(plans[:: ranks.count]) * args.test_patch_num  # of any process

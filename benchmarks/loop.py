@@ -51,6 +51,11 @@ def training_flags(rest: list[str]) -> argparse.Namespace:
     return train.parse_args(rest)
 
 
+def test_patches(device: torch.device) -> int:
+    """Crops that are judged in the time of a training step, about."""
+    return 256 if device.type == "cuda" else 64
+
+
 def prepare(args: argparse.Namespace) -> tuple[torch.device, str]:
     """Device and precision of the flags, and what every candidate sets."""
     torch.backends.cudnn.benchmark = True
@@ -90,8 +95,7 @@ class Ours:
         train_plan = data.training_plan(
             images, patches=args.train_patch_num, seed=args.seed, epoch=1, **sizes
         )[: steps * args.batch_size]
-        test_batch = 256 if device.type == "cuda" else 64
-        test_images = np.resize(images, -(-steps * test_batch // self.crops))
+        test_images = np.resize(images, -(-steps * test_patches(device) // self.crops))
         test_plan = data.test_plan(test_images, crop="random", patches=self.crops, **sizes)
 
         def loader(plan: np.ndarray, batch_size: int):
@@ -106,7 +110,7 @@ class Ours:
             return data.make_loader(batches, workers=workers, pin=device.type == "cuda")
 
         self.train_loader = loader(train_plan, args.batch_size)
-        self.test_loader = loader(test_plan, test_batch)
+        self.test_loader = loader(test_plan, train.evaluation_batch(device))
         self.counts = len(train_plan), len(test_plan)
 
     def train(self) -> int:
@@ -148,8 +152,8 @@ class Bare:
         shape = (args.batch_size, 3, args.patch_size, args.patch_size)
         self.images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
         self.classes = torch.randint(1000, (args.batch_size,), device=device)
-        self.test_images = self.images.repeat(-(-64 // args.batch_size), 1, 1, 1)
-        self.test_images = self.test_images.to(memory_format=torch.channels_last)
+        shape = (train.evaluation_batch(device), *shape[1:])
+        self.test_images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
 
     def train(self) -> int:
         self.model.train()
@@ -165,10 +169,10 @@ class Bare:
     def evaluate(self) -> int:
         self.model.eval()
         with torch.inference_mode(), train.autocast(self.device, self.precision):
-            for _ in range(self.steps):
+            for _ in range(0, self.steps * test_patches(self.device), len(self.test_images)):
                 scores = self.model(self.test_images)
         scores.sum().item()
-        return self.steps * len(self.test_images)
+        return self.steps * test_patches(self.device)
 
 
 class Predecessors:
