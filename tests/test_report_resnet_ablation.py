@@ -13,13 +13,14 @@ from PIL import Image
 import data_loader as data
 import metrics
 import report_resnet_ablation as report
+import train_resnet_improved as train
 from conftest import ROOT, photo
 
 MODELS = ("resnet_improved_ss_noatt", "resnet_improved_ms_noatt", "resnet_improved_ms_att")
 NAMES = ("exp1_baseline", "exp2_multiscale", "exp3_multiscale_attention")
 
 
-def write_run(folder, name, model, noise, *, seed=42, epochs=2, tests=200, vals=50, **flags):
+def write_run(folder, name, model, noise, /, *, seed=42, epochs=2, tests=200, vals=50, **flags):
     """A run's record and predictions: scores are MOS with noise of `noise` points."""
     flags = {"split": "auto", "split_seed": 0} | flags
     rng = np.random.default_rng(7 + flags["split_seed"])
@@ -265,10 +266,16 @@ def test_the_contact_sheet_shows_twenty_photographs(logs, capsys, tmp_path):
     assert (logs / "figures" / "contact_sheet.png").is_file()
 
 
-def test_neighbours_are_compared_by_backbone_and_interaction(logs, capsys):
-    write_run(logs, "n1", "hyperiqa", 18)
-    write_run(logs, "n2", "smart_iqa_tiny_ms_att", 5)
-    write_run(logs, "n3", "smart_iqa_tiny_ss_noatt", 7)
+def test_neighbours_are_compared_by_backbone_and_interaction(tmp_path, capsys):
+    logs = tmp_path / "logs"
+    for name, model, noise, *flags in (
+        *zip(NAMES, MODELS, (20, 12, 6), ["--use_multiscale"] * 3),
+        ("n1", "hyperiqa", 18, "--model", "hyperiqa"),
+        ("n2", "smart_iqa_tiny_ms_att", 5, "--model", "smart_iqa_tiny"),
+        ("n3", "smart_iqa_tiny_ss_noatt", 7, "--model", "smart_iqa_tiny", "--no-use_multiscale"),
+    ):
+        told = vars(train.parse_args([*flags, "--epochs", "2", "--data_path", "nowhere"]))
+        write_run(logs, name, model, noise, **told)
     results, _, _ = reported(logs, capsys)
     labels = [c["label"] for c in results["comparisons"]]
     assert labels[3:] == [
@@ -279,6 +286,11 @@ def test_neighbours_are_compared_by_backbone_and_interaction(logs, capsys):
     of = {c["label"]: c["difference"]["value"] for c in results["comparisons"]}
     assert results["interaction"]["difference"]["value"] == pytest.approx(
         of["both improvements on Swin tiny"] - of["both improvements"]
+    )
+    write_run(logs, "n3", "smart_iqa_tiny_ss_noatt", 7, **told | {"dropout_rate": 0.1})
+    assert (
+        "n3 and n2 can't be compared: --dropout_rate 0.1 and 0.4"
+        in reported(logs, capsys, status=1)[2]
     )
 
 
