@@ -36,15 +36,11 @@ MODELS = {
     "hyperiqa": ("HyperIQA", "#009E73", "D"),
     **{
         f"smart_iqa_{size}{kind}": (f"SMART-IQA {size}{title}", colour, marker)
-        for size, colour, marker in (
-            ("tiny", "#CC79A7", "v"),
-            ("small", "#E69F00", "<"),
-            ("base", "#56B4E9", ">"),
-        )
-        for kind, title in (
-            ("_ss_noatt", ", no fusion"),
-            ("_ms_noatt", ", fusion"),
-            ("_ms_att", ""),
+        for size, colour in (("tiny", "#CC79A7"), ("small", "#E69F00"), ("base", "#56B4E9"))
+        for kind, title, marker in (
+            ("_ss_noatt", ", no fusion", "v"),
+            ("_ms_noatt", ", fusion", "P"),
+            ("_ms_att", "", "X"),
         )
     },
 }

@@ -364,6 +364,9 @@ case ${model:-$recipe} in # a recipe has a model of its own, unless --model name
 esac
 if [[ -n $neighbour ]]; then
   if ((demo)); then fail "--demo: its crops of 64 are too small for the neighbours, which take 224"; fi
+  for flag in --dropout_rate --patch_size; do # rather than after three runs
+    if [[ " ${flags[*]} " == *" $flag "* ]]; then fail "--with_neighbours goes without $flag: each model has its own"; fi
+  done
   names+=(exp4_hyperiqa "exp5_$neighbour" "exp6_$neighbour")
   titles+=(HyperIQA "${neighbour#smart_iqa_} SMART-IQA" "- improvements")
 fi
