@@ -51,7 +51,7 @@ def main() -> None:
         patch_size=args.patch_size,
     )
     batches = data.Batches(
-        store, table["row"].to_numpy(), plan, patch_size=args.patch_size, batch_size=16
+        store, table["row"].to_numpy(), plan, patch_size=args.patch_size, batch_size=64
     )
     scores = {}
     for precision in ("off", "bf16"):
@@ -61,7 +61,7 @@ def main() -> None:
             args.test_patch_num,
             device=device,
             precision=precision,
-            watch=data.Progress(f"evaluation in {precision}", len(plan), "patches", 16),
+            watch=data.Progress(f"evaluation in {precision}", len(plan), "patches", 64),
         )
         figures = agreement(scores[precision], table["mos"].to_numpy()[images])
         name = "float32" if precision == "off" else "bfloat16"

@@ -45,6 +45,7 @@ PATCHES = 25
 
 def reading(args, table, store, rounds: int) -> dict:
     """Crops as batches of 32 on one core; plain copies of as many bytes for comparison."""
+    train.keep_freed_memory()  # as training does
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     rows = table["row"].to_numpy()
