@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -512,9 +513,9 @@ def train_one_epoch(
     precision: str,
     gradient_clip: float,
     watch,
-    scores: list["Tensor"],
+    keep: Callable[["Tensor"], None],
 ) -> None:
-    """One pass over the loader's crops by the mean L1 loss; appends each step's scores to `scores`.
+    """One pass over the loader's crops by the mean L1 loss; each step's scores (B,) go to `keep`.
 
     With several ranks each has its part of a batch; their mean gradient is that of the whole.
 
@@ -546,7 +547,7 @@ def train_one_epoch(
         scaler.update()
         scheduler.step()
 
-        scores.append(score.detach().clone())  # a CUDA graph writes its next result in its place
+        keep(score.detach())
 
 
 def score_crops(
@@ -1129,8 +1130,8 @@ class Run:
 
     epochs: the record of each finished epoch. judged: of each, the scores (N,) and stage weights
     (N, 4) or None of the validation and test images. In the epoch under way: earlier_scores (n,)
-    are those of the crops done before an interruption, in the order of the plan, and crop_scores
-    those of this process's steps since.
+    are those of the crops done before an interruption, in the order of the plan, and the first
+    `kept` of crop_scores those of this process's steps since.
     """
 
     def __init__(self, args: argparse.Namespace, ranks: Ranks):
@@ -1178,7 +1179,10 @@ class Run:
             args, self.table, source, device, self.store, self.precision, costs, ranks
         )
         self.epochs, self.judged = [], []
-        self.earlier_scores, self.crop_scores = np.empty(0, np.float32), []
+        self.earlier_scores = np.empty(0, np.float32)
+        # One block for all: a small one of each step would stay between the large ones that come
+        # and go, and memory would grow by the step.
+        self.crop_scores, self.kept = torch.empty(self.crops, device=device), 0
 
         self.network = self.model
         if ranks.count > 1:
@@ -1240,9 +1244,14 @@ class Run:
                 precision=self.precision,
                 gradient_clip=args.gradient_clip,
                 watch=self.between_steps(watch, len(loader), save=True),
-                scores=self.crop_scores,
+                keep=self.keep_scores,
             )
         return plan[:, 0], self.gather_scores()
+
+    def keep_scores(self, scores: "Tensor") -> None:
+        """Copies them, as a CUDA graph writes its next result in their place."""
+        self.crop_scores[self.kept : self.kept + len(scores)] = scores
+        self.kept += len(scores)
 
     def evaluate(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Scores (N,) and stage weights (N, 4) or None of all judged images. Raises Interrupted."""
@@ -1307,9 +1316,8 @@ class Run:
 
     def gather_scores(self) -> np.ndarray:
         """Scores of the epoch's crops so far; RunError with the step where one is not finite."""
-        import torch
 
-        own = torch.cat(self.crop_scores).cpu().numpy() if self.crop_scores else np.empty(0)
+        own = self.crop_scores[: self.kept].cpu().numpy()
         parts = self.ranks.gather(own)
         done = len(self.earlier_scores)
         scores = np.concatenate([self.earlier_scores, np.empty(sum(map(len, parts)), np.float32)])
@@ -1486,7 +1494,7 @@ class Run:
             record = {k: None if v != v else v for k, v in record.items()}  # JSON knows no NaN
             self.epochs.append(record)
             self.judged.append((scores, weights))
-            self.earlier_scores, self.crop_scores = np.empty(0, np.float32), []
+            self.earlier_scores, self.kept = np.empty(0, np.float32), 0
             if self.ranks.is_first:
                 if epoch == first:
                     print(HEADER)

@@ -124,7 +124,7 @@ class Ours:
             precision=self.precision,
             gradient_clip=1.0,
             watch=data.Progress("training", self.counts[0], "patches"),
-            scores=[],
+            keep=lambda scores: None,
         )
         return self.counts[0]
 

@@ -208,7 +208,7 @@ def open_full_size(folder: Path, train_on: str) -> None:
         precision=precision,
         gradient_clip=1.0,
         watch=lambda steps: steps,
-        scores=[],
+        keep=lambda scores: None,
     )
     done.set()
     watcher.join()

@@ -202,7 +202,7 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch):
         precision="off",
         gradient_clip=1.0,
         watch=steps_that_do_not_wait,
-        scores=scores,
+        keep=scores.append,
     )
     assert sum(map(len, scores)) == len(plan)
     train.evaluate(
