@@ -16,7 +16,6 @@ import train_resnet_improved as train
 from conftest import ROOT, TINY, make_koniq10k, photo
 from metrics import agreement
 from models_resnet_improved import ResNetImproved
-from predict_resnet_improved import load_model
 
 CLOCK = {"seconds", "patches_per_second", "test_patches_per_second", "started", "peak_memory_gb"}
 
@@ -224,12 +223,15 @@ def test_a_compiled_network_gives_the_same_scores(tmp_path, biq2021):
         pd.read_csv(tmp_path / run / "run_predictions.csv") for run in ("plain", "compiled")
     )
     assert (plain["image"] == compiled["image"]).all()
-    np.testing.assert_allclose(compiled["score"], plain["score"], atol=1)  # after 12 steps
+    np.testing.assert_allclose(compiled["score"], plain["score"], atol=0.3)  # after 12 steps
     assert (plain["score"] - plain["mos"]).abs().max() > 10
     config, _ = records(tmp_path / "compiled")
     assert config["flags"]["compile"] is True
 
-    model = load_model(tmp_path / "compiled" / "resnet_improved_ms_att_last.pth")
+
+@pytest.mark.slow
+def test_compiled_scores_are_those_of_the_same_weights_uncompiled():
+    model = ResNetImproved(use_multiscale=True, use_attention=True).eval()
     patches = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)
     batches = [{"patches": patches, "flips": torch.zeros(4, dtype=torch.bool)}]
     last = 0
@@ -249,7 +251,7 @@ def test_a_compiled_network_gives_the_same_scores(tmp_path, biq2021):
         assert shares.shape == (4, 4) and (same - last).abs().min() > 0.01
         last = same
         with torch.no_grad():  # what is compiled next has other weights
-            model.reduce[0].weight.mul_(3)
+            model.hyper_net.biases.bias[-1] += 5
 
 
 def test_a_store_on_cuda_needs_a_run_on_cuda(tmp_path, biq2021):
