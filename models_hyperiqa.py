@@ -22,7 +22,6 @@ import pickle
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -155,10 +154,8 @@ class HyperModel(nn.Module):
     """What HyperIQA and SMART-IQA share: backbone, local distortion, reducer, two networks.
 
     Input: ImageNet-normalised images (B, 3, 224, 224). Output: scores (B,) on the MOS scale, and
-    the stage weights (B, 4), or None without attention. `rates`: those that no flag gives.
+    the stage weights (B, 4), or None without attention.
     """
-
-    rates: ClassVar[dict[str, float]] = {}
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.shape[2:] != (INPUT_SIZE, INPUT_SIZE):
@@ -212,6 +209,7 @@ class SmartIQA(HyperModel):
     size: tiny, small or base. use_multiscale fuses the four stages, pooled to 7 x 7 and
     concatenated, instead of the last alone; use_attention weights them for each image. The rates
     are the published model's; that of the target network's dropout is taken to be the reducer's.
+    `rates` holds those that no flag gives.
     """
 
     def __init__(

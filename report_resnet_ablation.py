@@ -356,9 +356,11 @@ class Statistics:
         """
         from scipy import stats
 
+        if self.splits > 1:
+            return math.nan
         a, b = (np.mean([stats.rankdata(p[i]) for p in pairs], 0) for i in (0, 1))
         mos = pairs[0][-1]
-        if self.splits > 1 or metrics.undefined(a, mos) or metrics.undefined(b, mos):
+        if metrics.undefined(a, mos) or metrics.undefined(b, mos):
             return math.nan
         return metrics.permutation_p(a, b, mos, **self.options)
 
@@ -820,7 +822,7 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
                 "Both models of a row are judged by the same images and the same crops. p: "
                 f"{'corrected resampled t-test' if s.splits > 1 else 'bootstrap'}; Holm: corrected "
                 f"over the {len(s.comparisons)} rows; permutation: a check that swaps the two "
-                f"models' ranks image by image{', of one split alone' * (s.splits > 1)}.",
+                f"models' ranks image by image{', which needs the same images' * (s.splits > 1)}.",
             )
         )
     if s.interaction:

@@ -186,18 +186,14 @@ metric() { # LABEL METRIC LOG: the figure of a closing line; status 1 where ther
   grep -soE "^$1 Test $2: -?[0-9]+[.][0-9]+" "$3" | tail -n 1 | grep -oE -- '-?[0-9.]+$'
 }
 
-splits() { # how many splits the runs were judged on
-  grep -h -m 1 '^split ' "$log_dir"/exp*.log 2>/dev/null | sort -u | wc -l
-}
-
-figures() { # LABEL METRIC NAME: 'mean spread' over the seeds, or 'median spread' over splits;
+figures() { # LABEL METRIC NAME: 'mean spread' over the seeds, or 'median spread' over $splits > 1;
   # status 1 where one is missing
   local seed values=() value
   for seed in "${seeds[@]}"; do
     value=$(metric "$1" "$2" "$log_dir/$(run_name "$3" "$seed").log") || return 1
     values+=("$value")
   done
-  printf '%s\n' "${values[@]}" | sort -g | awk -v median="$(($(splits) > 1))" '
+  printf '%s\n' "${values[@]}" | sort -g | awk -v median="$((splits > 1))" '
     { x[NR] = $1; sum += $1 }
     END { mean = sum / NR
           middle = median ? (x[int((NR + 1) / 2)] + x[int(NR / 2) + 1]) / 2 : mean
@@ -222,7 +218,8 @@ cell() { # 'mean spread' -> what the table shows
 
 table() { # prints the table; status 1 when a figure is missing
   local name srcc plcc base='' change relative chosen last logs
-  local row='%-16s %16s %16s %10s %10s %16s %16s\n' complete=0 i
+  local row='%-16s %16s %16s %10s %10s %16s %16s\n' complete=0 i splits
+  splits=$(grep -h -m 1 '^split ' "$log_dir"/exp*.log 2>/dev/null | sort -u | wc -l)
   echo "$title, ${#seeds[@]} seed(s): ${seeds[*]}"
   echo "flags: ${flags[*]}"
   grep -m 1 -h '^data ' "$log_dir"/exp*.log 2>/dev/null | tr -s ' ' | head -n 1 || true
@@ -251,7 +248,7 @@ table() { # prints the table; status 1 when a figure is missing
   echo "Published SRCC on KonIQ-10k, best on test: HyperIQA (ResNet-50, this setting) $HYPERIQA," \
     "SMART-IQA (Swin-Base) $SMART_IQA."
   echo "Best on test takes the epoch that the test images like best: the field's habit, and optimistic."
-  if (($(splits) > 1)); then
+  if ((splits > 1)); then
     echo "Each seed has a random split of its own: medians over the splits, +- their standard deviation."
   elif ((${#seeds[@]} > 1)); then
     echo "After +- stands the standard deviation over the seeds."
@@ -354,16 +351,17 @@ exec {console}>&2 # a trap that runs within a run would write to its log
 trap 'stop SIGINT 130' INT
 trap 'stop SIGTERM 143' TERM
 
-if [[ -n $model$recipe ]]; then
-  if [[ -n $neighbour ]]; then fail "--with_neighbours trains all models alike, without --model and --preset"; fi
-  if ((demo)); then fail "--demo goes without --model and --preset: its crops of 64 are too small for them"; fi
+if ((demo)) && [[ -n $model$recipe$neighbour ]]; then
+  fail "--demo goes without --model and --preset, and without neighbours: its crops are of 64, and those models take 224"
+fi
+if [[ -n $neighbour && -n $model$recipe ]]; then
+  fail "--with_neighbours trains all models alike, without --model and --preset"
 fi
 case ${model:-$recipe} in # a recipe has a model of its own, unless --model names another
   hyperiqa*) names=(exp4_hyperiqa) titles=(HyperIQA) title=HyperIQA ;;
   smart_iqa*) title="SMART-IQA ablation" ;;
 esac
 if [[ -n $neighbour ]]; then
-  if ((demo)); then fail "--demo: its crops of 64 are too small for the neighbours, which take 224"; fi
   for flag in --dropout_rate --patch_size; do # rather than after three runs
     if [[ " ${flags[*]} " == *" $flag "* ]]; then fail "--with_neighbours goes without $flag: each model has its own"; fi
   done

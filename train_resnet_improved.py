@@ -520,8 +520,8 @@ def train_one_epoch(
     With several ranks each has its part of a batch; their mean gradient is that of the whole.
 
     `mos` (on the device) holds the label of each image of the plan. gradient_clip: the largest
-    norm of a step's gradient; 0 leaves it as it is. `watch` wraps the loader's
-    steps (a progress bar); what it does after a step sees the step's scores.
+    norm of a step's gradient; 0 leaves it as it is. `watch` wraps the loader's steps (a progress
+    bar); what it does after a step sees the step's scores.
     """
     import torch
     import torch.nn.functional as F
@@ -1159,7 +1159,7 @@ class Run:
         costs = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "multiply_adds": multiply_adds(model, args.patch_size),
-            "rates": {} if args.model == "resnet_improved" else model.rates,
+            "rates": getattr(model, "rates", {}),  # those that no flag gives
         }
         self.model = model.to(device, memory_format=torch.channels_last)
         if args.compile:
@@ -1316,7 +1316,6 @@ class Run:
 
     def gather_scores(self) -> np.ndarray:
         """Scores of the epoch's crops so far; RunError with the step where one is not finite."""
-
         own = self.crop_scores[: self.kept].cpu().numpy()
         parts = self.ranks.gather(own)
         done = len(self.earlier_scores)

@@ -51,11 +51,6 @@ def training_flags(rest: list[str]) -> argparse.Namespace:
     return train.parse_args(rest)
 
 
-def test_patches(device: torch.device) -> int:
-    """Crops that are judged in the time of a training step, about."""
-    return 256 if device.type == "cuda" else 64
-
-
 def prepare(args: argparse.Namespace) -> tuple[torch.device, str]:
     """Device and precision of the flags, and what every candidate sets."""
     torch.backends.cudnn.benchmark = True
@@ -90,12 +85,14 @@ class Ours:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.mos = torch.tensor(table["mos"].to_numpy(), dtype=torch.float32, device=device)
         self.crops = args.test_patch_num = 25
+        self.gradient_clip = args.gradient_clip
         images = np.flatnonzero(table["split"] == "train")
         sizes = {"resize": args.resize, "patch_size": args.patch_size}
         train_plan = data.training_plan(
             images, patches=args.train_patch_num, seed=args.seed, epoch=1, **sizes
         )[: steps * args.batch_size]
-        test_images = np.resize(images, -(-steps * test_patches(device) // self.crops))
+        test_batch = train.evaluation_batch(device)
+        test_images = np.resize(images, -(-steps * test_batch // self.crops))
         test_plan = data.test_plan(test_images, crop="random", patches=self.crops, **sizes)
 
         def loader(plan: np.ndarray, batch_size: int):
@@ -110,7 +107,7 @@ class Ours:
             return data.make_loader(batches, workers=workers, pin=device.type == "cuda")
 
         self.train_loader = loader(train_plan, args.batch_size)
-        self.test_loader = loader(test_plan, train.evaluation_batch(device))
+        self.test_loader = loader(test_plan, test_batch)
         self.counts = len(train_plan), len(test_plan)
 
     def train(self) -> int:
@@ -122,7 +119,7 @@ class Ours:
             self.scheduler,
             self.scaler,
             precision=self.precision,
-            gradient_clip=1.0,
+            gradient_clip=self.gradient_clip,
             watch=data.Progress("training", self.counts[0], "patches"),
             keep=lambda scores: None,
         )
@@ -169,10 +166,10 @@ class Bare:
     def evaluate(self) -> int:
         self.model.eval()
         with torch.inference_mode(), train.autocast(self.device, self.precision):
-            for _ in range(0, self.steps * test_patches(self.device), len(self.test_images)):
+            for _ in range(self.steps):
                 scores = self.model(self.test_images)
         scores.sum().item()
-        return self.steps * test_patches(self.device)
+        return self.steps * len(self.test_images)
 
 
 class Predecessors:

@@ -50,8 +50,9 @@ def main() -> None:
         resize=args.resize,
         patch_size=args.patch_size,
     )
+    batch_size = train.evaluation_batch(device)
     batches = data.Batches(
-        store, table["row"].to_numpy(), plan, patch_size=args.patch_size, batch_size=64
+        store, table["row"].to_numpy(), plan, patch_size=args.patch_size, batch_size=batch_size
     )
     scores = {}
     for precision in ("off", "bf16"):
@@ -61,7 +62,7 @@ def main() -> None:
             args.test_patch_num,
             device=device,
             precision=precision,
-            watch=data.Progress(f"evaluation in {precision}", len(plan), "patches", 64),
+            watch=data.Progress(f"evaluation in {precision}", len(plan), "patches", batch_size),
         )
         figures = agreement(scores[precision], table["mos"].to_numpy()[images])
         name = "float32" if precision == "off" else "bfloat16"

@@ -206,7 +206,7 @@ def open_full_size(folder: Path, train_on: str) -> None:
         scheduler,
         torch.amp.GradScaler("cpu", enabled=False),
         precision=precision,
-        gradient_clip=1.0,
+        gradient_clip=args.gradient_clip,
         watch=lambda steps: steps,
         keep=lambda scores: None,
     )
