@@ -37,4 +37,4 @@ def test_they_run(koniq10k, tmp_path):
     assert "500" in run(tmp_path, "coverage.py", "--simulations", 2, "--images", 500)
     start(koniq10k, tmp_path / "out", "--save_model", dataset="koniq-10k")
     checkpoint = tmp_path / "out" / "resnet_improved_ss_noatt_last.pth"
-    assert "bf16" in run(tmp_path, "precision.py", checkpoint)
+    assert "bfloat16" in run(tmp_path, "precision.py", checkpoint)
