@@ -6,7 +6,7 @@ interval(srcc_by_counts(predicted, mos), len(mos))                  # 95% over i
 difference(predicted, baseline, mos)                                # paired, with p
 
 Predictions and MOS are arrays (N,) over the same images in the same order. Intervals resample
-images; with runs of several seeds they resample seeds first; over several random splits they are
+images; with runs of several seeds they allow for seeds too; over several random splits they are
 those of a t-test. Needs numpy and scipy alone.
 """
 
@@ -247,17 +247,20 @@ def over_seeds(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of several seeds with its 95% interval: seeds are resampled, then images.
+    """A statistic of several seeds with its 95% interval: seeds are resampled, and images.
 
     statistics: one for each seed, each (B,) or (B, K); `combine` makes (B,) of their mean over
-    seeds, (B,) or (B, K). A resample draws images, and adds to the mean over all seeds on them how
-    far the mean of S drawn seeds is from it on the images as they are: on resampled images a seed's
-    own noise would count again (Owen, Annals of Applied Statistics 1, 2007). S draws of S values
-    vary too little by the factor (S - 1) / S, which is made good; and the percentile interval is
-    stretched as Student's t is over the normal, with the degrees of freedom of Welch and
-    Satterthwaite: S - 1 where seeds make all of the variance, many where images do.
+    seeds, (B,) or (B, K). A resample draws images, on which the mean over all seeds is taken, and
+    adds how far seeds are from that mean on the images as they are, each weighted by a normal
+    deviate (a multiplier bootstrap: S draws of S seeds would take few values, and vary too little).
+    A seed's own noise on these images is in both, and would count twice (Owen, Annals of Applied
+    Statistics 1, 2007): it is taken out of the first. The percentile interval is stretched as by
+    Cochran and Cox (Experimental Designs, 2nd ed., 1957): from the normal's quantile to its mean
+    with that of Student's t with S - 1 degrees of freedom, weighted by the variance that images and
+    seeds make. p is that of the interval which ends at 0. benchmarks/coverage.py shows how well it
+    holds.
     """
-    from scipy import stats
+    from scipy import optimize, stats
 
     rng, count = np.random.default_rng(seed), len(statistics)
     seen = np.stack([s(np.ones((1, images)))[0] for s in statistics])  # (S,) or (S, K)
@@ -266,23 +269,38 @@ def over_seeds(
     for start in range(0, resamples, 250):
         size = min(250, resamples - start)
         counts = rng.multinomial(images, np.full(images, 1 / images), size).astype(float)
-        drawn.append(np.mean([s(counts) for s in statistics], 0))  # (size,) or (size, K)
-    picks = rng.integers(0, count, (resamples, count))
-    shift = (seen - mean)[picks].mean(1) * math.sqrt(count / (count - 1))  # (B,) or (B, K)
+        drawn.append(np.stack([s(counts) for s in statistics]))
+    drawn = np.concatenate(drawn, 1)  # (S, B) or (S, B, K)
+    weights = rng.standard_normal((resamples, count)) / math.sqrt(count * (count - 1))
+    shift = weights @ (seen - mean)  # (B,) or (B, K)
 
     value = float(combine(mean[None])[0])
-    both, by_seed = combine(np.concatenate(drawn) + shift), combine(mean + shift)
-    if not np.isfinite(both).all():
+    by_image, by_seed = combine(drawn.mean(0)) - value, combine(mean + shift) - value
+    own = [combine(mean + d - drawn.mean(0)) for d in drawn]  # (B,) each
+    if not np.isfinite([by_image, by_seed, *own]).all():
         return Interval(value, math.nan, math.nan, math.nan, "undefined in some resamples")
+    if by_image.var() > 0:
+        counted_twice = np.mean(np.var(own, 1)) / (count - 1) / by_image.var()
+        by_image *= math.sqrt(max(0.0, 1 - counted_twice))
+    both = by_image + by_seed
     if np.ptp(both) == 0:
         return Interval(value, math.nan, math.nan, math.nan, "the resamples don't vary")
-    with np.errstate(divide="ignore"):
-        freedom = (count - 1) * (np.var(both) / np.float64(np.var(by_seed))) ** 2
-    tail = (1 - LEVEL) / 2
-    stretch = stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
-    low, high = value + stretch * (np.quantile(both, [tail, 1 - tail]) - value)
-    p = 2 * stats.t.cdf(stats.norm.ppf(p_value(both) / 2), freedom)
-    return Interval(value, float(low), float(high), float(p))
+    share = min(1.0, by_seed.var() / both.var())
+
+    def end(tail: float, below: bool) -> float:
+        """Where the interval that leaves out `tail` ends, on either side."""
+        normal, student = stats.norm.isf(tail), stats.t.isf(tail, count - 1)
+        reach = np.quantile(both, tail if below else 1 - tail)
+        return value + float((1 - share + share * student / normal) * reach)
+
+    low, high = (end((1 - LEVEL) / 2, below) for below in (True, False))
+    least, most = 1 / (resamples + 1), 0.5 - 1e-6
+    ends = [end(tail, value > 0) * math.copysign(1, value) for tail in (least, most)]
+    if ends[0] > 0 or ends[1] <= 0:
+        tail = least if ends[0] > 0 else 0.5
+    else:
+        tail = float(optimize.brentq(lambda tail: end(tail, value > 0), least, most))
+    return Interval(value, low, high, 2 * tail)
 
 
 def over_splits(values: np.ndarray, test_share: float) -> Interval:

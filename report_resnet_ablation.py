@@ -760,7 +760,8 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
     several = len(seeds) > 1
     how = (
         f"means over seeds {', '.join(map(str, seeds))}, +- their standard deviation; intervals "
-        "resample seeds, then images, and allow for the number of seeds"
+        "resample seeds and images, and allow for the number of seeds"
+        + ("; two tell little of how seeds vary, which makes them wide" if len(seeds) == 2 else "")
         if several
         else f"one seed ({seeds[0]}): the variance between seeds is unknown, and the intervals are "
         "over images alone"

@@ -98,6 +98,21 @@ def test_seeds_widen_the_interval():
     assert narrow.value == pytest.approx(np.mean([s(ones) for s in alike]))
 
 
+def test_two_seeds_that_differ_decide_nothing():
+    """Student's t of 0.03 and 0.07 is 2.5 with one degree of freedom: p = 0.24."""
+    mos = np.random.default_rng(5).normal(size=300)
+    mos -= mos.mean()
+
+    def found(*values):
+        statistics = [lambda counts, v=v: v + 0.01 * (counts @ mos) / 300 for v in values]
+        return metrics.over_seeds(statistics, lambda x: x, 300)
+
+    apart, alike, many = found(0.03, 0.07), found(0.049, 0.051), found(*[0.03, 0.07] * 5)
+    assert apart.low < 0 < apart.high and apart.p > 0.05
+    assert alike.low > 0 and alike.p < 0.05 and many.low > 0 and many.p < 0.05
+    assert found(0.0002, -0.0002).p > 0.9 and found(-0.049, -0.051).p < 0.05
+
+
 def test_holm_corrects_in_order():
     assert metrics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     adjusted = metrics.holm([0.02, float("nan"), 0.5])

@@ -161,7 +161,7 @@ def test_several_seeds_give_spread_and_the_seeds_needed(tmp_path, capsys):
     assert found["srcc"] == pytest.approx(np.mean(each))
     assert len(results["comparisons"][0]["each"]) == 3
     assert results["comparisons"][2]["seeds_needed"] >= 2
-    assert "resample seeds, then images" in (tmp_path / "report.md").read_text()
+    assert "resample seeds and images" in (tmp_path / "report.md").read_text()
 
 
 def test_random_splits_give_medians_and_the_corrected_t_test(tmp_path, capsys):
