@@ -276,7 +276,9 @@ class Statistics:
         found["undefined"] = next(filter(None, (metrics.undefined(*pair) for pair in pairs)), "")
         for name, by_counts in (("srcc", metrics.srcc_by_counts), ("plcc", metrics.plcc_by_counts)):
             statistics = [by_counts(*pair) for pair in pairs]
-            found[f"{name}_interval"] = self.interval(statistics)
+            seen = self.interval(statistics)  # few seeds can make it wider than a correlation goes
+            low, high = np.clip([seen.low, seen.high], -1, 1).tolist()
+            found[f"{name}_interval"] = seen._replace(low=low, high=high)
             found[f"{name}_sd"] = spread([values[name] for values in each])
         found["seeds"] = [r.seed for r in runs]
         found["selections"] = {

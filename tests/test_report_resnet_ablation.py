@@ -164,6 +164,15 @@ def test_several_seeds_give_spread_and_the_seeds_needed(tmp_path, capsys):
     assert "resample seeds and images" in (tmp_path / "report.md").read_text()
 
 
+def test_two_seeds_far_apart_give_no_correlation_above_1(tmp_path, capsys):
+    for seed, noise in ((1, 3), (2, 12)):
+        write_run(tmp_path, f"{NAMES[0]}_seed{seed}", MODELS[0], noise, seed=seed)
+    results, _, _ = reported(tmp_path, capsys)
+    found = results["configurations"][MODELS[0]]
+    assert found["srcc_interval"]["high"] == 1.0 and found["srcc_interval"]["low"] < 0.5
+    assert "two tell little of how seeds vary" in (tmp_path / "report.md").read_text()
+
+
 def test_random_splits_give_medians_and_the_corrected_t_test(tmp_path, capsys):
     from scipy import stats
 
