@@ -295,11 +295,15 @@ def over_seeds(
 
     low, high = (end((1 - LEVEL) / 2, below) for below in (True, False))
     least, most = 1 / (resamples + 1), 0.5 - 1e-6
-    ends = [end(tail, value > 0) * math.copysign(1, value) for tail in (least, most)]
-    if ends[0] > 0 or ends[1] <= 0:
-        tail = least if ends[0] > 0 else 0.5
+
+    def clear(tail: float) -> float:
+        """How far that interval stays clear of 0."""
+        return end(tail, True) if value >= 0 else -end(tail, False)
+
+    if clear(least) > 0:
+        tail = least
     else:
-        tail = float(optimize.brentq(lambda tail: end(tail, value > 0), least, most))
+        tail = float(optimize.brentq(clear, least, most)) if clear(most) > 0 else 0.5
     return Interval(value, low, high, 2 * tail)
 
 

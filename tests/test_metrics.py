@@ -110,7 +110,9 @@ def test_two_seeds_that_differ_decide_nothing():
     apart, alike, many = found(0.03, 0.07), found(0.049, 0.051), found(*[0.03, 0.07] * 5)
     assert apart.low < 0 < apart.high and apart.p > 0.05
     assert alike.low > 0 and alike.p < 0.05 and many.low > 0 and many.p < 0.05
-    assert found(0.0002, -0.0002).p > 0.9 and found(-0.049, -0.051).p < 0.05
+    assert found(0.05, -0.05).p > 0.9 and found(0.0002, -0.0002).p > 0.9
+    assert found(-0.03, -0.07).p == pytest.approx(apart.p, abs=0.02)
+    assert found(-0.049, -0.051).p < 0.05
 
 
 def test_holm_corrects_in_order():
