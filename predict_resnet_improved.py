@@ -75,6 +75,30 @@ def load_model(
     return model.eval().to(train.choose_device(device), memory_format=torch.channels_last)
 
 
+def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
+    """Crops of each image: what is given, else what the model was trained with, as far as it fits.
+
+    A centre crop is one; a grid takes the largest square that is no more than those of training.
+    Raises RunError where no grid has as many as are given.
+    """
+    if test_crop == "center":
+        return 1
+    if test_crop == "grid":
+        patches = given or math.isqrt(trained) ** 2
+        if math.isqrt(patches) ** 2 != patches:
+            raise RunError(f"--test_patch_num {patches}: --test_crop grid takes a square number")
+        return patches
+    return given or trained
+
+
+def precision_of(model: "nn.Module", amp: str) -> str:
+    """What `--amp` names; 'auto': the precision of its training, on a device of that kind."""
+    device, config = next(model.parameters()).device, model.config
+    if amp == "auto" and config.get("device") == device.type:
+        return config.get("precision") or train.choose_precision(amp, device)
+    return train.choose_precision(amp, device)
+
+
 def score_images(
     model: "nn.Module",
     paths: list[str | Path],
@@ -98,9 +122,7 @@ def score_images(
 
     flags = model.config["flags"]
     device = next(model.parameters()).device
-    patches = 1 if test_crop == "center" else test_patch_num or flags["test_patch_num"]
-    if test_crop == "grid" and math.isqrt(patches) ** 2 != patches:
-        raise RunError(f"--test_patch_num {patches}: --test_crop grid takes a square number")
+    patches = crops_of_each(test_crop, test_patch_num, flags["test_patch_num"])
     plan = data.test_plan(
         np.zeros(1, int),
         crop=test_crop,
@@ -109,13 +131,13 @@ def score_images(
         patch_size=flags["patch_size"],
     )
     errors: dict[int, str] = {}
-    batch_size = batch_size or train.evaluation_batch(device)
+    batch_size = batch_size or train.evaluation_batch(device, flags["patch_size"])
     progress = data.Progress("scoring", len(paths) * patches, "crops", batch_size)
     scores, weights = train.score_crops(
         model,
         crop_batches(paths, plan, flags["resize"], flags["patch_size"], batch_size, errors),
         device=device,
-        precision=train.choose_precision(amp, device),
+        precision=precision_of(model, amp),
         watch=progress if show else iter,
     )
     rows = [i for i in range(len(paths)) if i not in errors]
@@ -255,7 +277,9 @@ def test_on(
             setattr(options, name, getattr(plain, name))
     options.data_path, options.resize = data_path, tuple(options.resize)
     options.test_crop = test_crop or options.test_crop
-    options.test_patch_num = test_patch_num or options.test_patch_num
+    options.test_patch_num = crops_of_each(
+        options.test_crop, test_patch_num, options.test_patch_num
+    )
     table, _ = train.load_data(options)
     if split == "all":
         table["split"] = "test"
@@ -264,7 +288,7 @@ def test_on(
         table, data_path, resize=options.resize, store_dir=store_dir, name=dataset
     )
     plan = train.judged_plan(options, table)
-    batch_size = train.evaluation_batch(device)
+    batch_size = train.evaluation_batch(device, options.patch_size)
     batches = data.Batches(
         store,
         table["row"].to_numpy(),
@@ -277,7 +301,7 @@ def test_on(
         data.make_loader(batches, workers=0, pin=device.type == "cuda"),
         options.test_patch_num,
         device=device,
-        precision=train.choose_precision(amp, device),
+        precision=precision_of(model, amp),
         watch=data.Progress(f"testing on {dataset}", len(plan), "patches", batch_size),
     )
     judged = table.loc[plan[:: options.test_patch_num, 0]].reset_index(drop=True)
@@ -468,6 +492,12 @@ def main() -> int:
         return test(args) if args.test_on else score(args)
     except (DataError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not train.is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"error: out of memory ({reason}): give --device cpu", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)

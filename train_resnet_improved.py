@@ -76,12 +76,16 @@ PRESETS = {
         "test_patch_num": 20,
     },
 }
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a primitive")
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "could not create a primitive"),
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 STEP_EPOCHS = 6  # after which --schedule step divides the rates by ten
 FREE_FLAGS = {  # what a resumed run may change: it decides where things lie, and who does the work
     *("data_path", "store_dir", "store_device", "workers", "device", "amp", "compile"),
     *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name"),
 }
+MACHINE = ("device", "device_name", "store_device", "threads", "versions")  # of a configuration
 
 
 class RunError(RuntimeError):
@@ -474,9 +478,14 @@ def compile_in_place(model: "nn.Module", device: "torch.device") -> None:
     model.compile(mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False)
 
 
-def evaluation_batch(device: "torch.device") -> int:
-    """Crops in a batch of evaluation, where nothing is kept for gradients."""
-    return 256 if device.type == "cuda" else 64
+def evaluation_batch(device: "torch.device", patch_size: int) -> int:
+    """Crops in a batch of evaluation, where nothing is kept for gradients: fewer of large ones."""
+    most = 256 if device.type == "cuda" else 64
+    return max(1, int(most * min(1.0, (224 / patch_size) ** 2)))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def place_store(store: data.PixelStore, choice: str, device: "torch.device"):
@@ -778,6 +787,7 @@ def describe(config: dict) -> str:
     published = tuple(images.values()) in data.DATASETS[flags["dataset"]].published
     labels, _, split = config["labels"].partition("; ")
     crops = f"{flags['test_crop']}, {flags['test_patch_num']} an image"
+    fp32 = "fp32 (TF32 convolutions)" if config["device"] == "cuda" else "fp32"
     course, clip = f"cosine to {FINAL_LR:.0%}", flags["gradient_clip"]
     if flags["schedule"] == "step":
         course = f"a tenth every {STEP_EPOCHS} epochs"
@@ -798,7 +808,7 @@ def describe(config: dict) -> str:
         f"gradients {f'clipped at {clip:g}' if clip else 'not clipped'}, "
         f"batch {flags['batch_size']}, {flags['epochs']} epochs, seed {flags['seed']}",
         "device": f"{config['device']} ({config['device_name']}), precision "
-        f"{'fp32' if config['precision'] == 'off' else config['precision']}"
+        f"{fp32 if config['precision'] == 'off' else config['precision']}"
         f"{', compiled' if flags['compile'] else ''}, {config['threads']} threads"
         f"{' in each of ' + str(config['ranks']) + ' processes' if config['ranks'] > 1 else ''}, "
         f"images on {config['store_device']}",
@@ -1256,7 +1266,7 @@ class Run:
     def evaluate(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Scores (N,) and stage weights (N, 4) or None of all judged images. Raises Interrupted."""
         args, ranks = self.args, self.ranks
-        batch_size = evaluation_batch(self.device)
+        batch_size = evaluation_batch(self.device, args.patch_size)
         plans = self.test_plan.reshape(-1, args.test_patch_num, 4)  # (N, P, 4)
         plan = plans[ranks.number :: ranks.count].reshape(-1, 4)  # every count-th image
         most = len(plans[:: ranks.count]) * args.test_patch_num  # of any process
@@ -1369,11 +1379,27 @@ class Run:
         import torch
 
         check_same_run(state["config"], self.config)
+        present, self.config = self.config, state["config"]
         for what in ("device_name", "threads", "versions"):
-            old, new = state["config"][what], self.config[what]
+            old, new = self.config[what], present[what]
             if old != new and self.ranks.is_first:
                 print(f"resumed with another {what}: not the same to the last bit ({old}; {new})")
-        self.config = state["config"]
+        now = {what: present[what] for what in MACHINE}
+        now["flags"] = {k: present["flags"][k] for k in FREE_FLAGS - {"resume", "run_name"}}
+        flags = self.config["flags"]
+        before = {what: self.config.get(what) for what in MACHINE}
+        before = {what: was for what, was in before.items() if was != now[what]}
+        before["flags"] = {k: v for k, v in flags.items() if now["flags"].get(k, v) != v}
+        self.config |= now | {"flags": flags | now["flags"]}
+        self.config["resumed"] = [
+            *self.config.get("resumed", []),
+            {
+                "at": timestamp(),
+                "epoch": len(state["epochs"]) + 1,
+                "crops": len(state["crop_scores"]),
+                "before": before,  # what was otherwise until then
+            },
+        ]
         self.epochs = state["epochs"]
         self.judged = [[None if a is None else a.numpy() for a in j] for j in state["judged"]]
         self.earlier_scores = state["crop_scores"].numpy()
@@ -1402,14 +1428,6 @@ class Run:
         if state:
             self.restore(state)
             args.run_name = args.run_name or self.config["flags"]["run_name"]
-            self.config["resumed"] = [
-                *self.config.get("resumed", []),
-                {
-                    "at": timestamp(),
-                    "epoch": len(self.epochs) + 1,
-                    "crops": len(self.earlier_scores),
-                },
-            ]
         else:
             args.run_name = args.run_name or f"{model_name(args)}_{datetime.now():%Y%m%d_%H%M%S}"
             self.config["flags"]["run_name"] = args.run_name
@@ -1619,11 +1637,12 @@ def main() -> int:
     except OSError as error:  # a disk that is full, a file that went away
         return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         return fail(
-            f"out of memory ({str(error).splitlines()[0]}): give a smaller --batch_size, and say "
-            "so beside your numbers, as it changes the training"
+            f"out of memory ({str(error).splitlines()[0]}): on a GPU, --store_device cpu leaves it "
+            "more and changes no result; or give a smaller --batch_size, and say so beside your "
+            "numbers, as it changes the training"
         )
     except Interrupted as interrupted:
         number, saved = interrupted.args

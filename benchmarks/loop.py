@@ -91,7 +91,7 @@ class Ours:
         train_plan = data.training_plan(
             images, patches=args.train_patch_num, seed=args.seed, epoch=1, **sizes
         )[: steps * args.batch_size]
-        test_batch = train.evaluation_batch(device)
+        test_batch = train.evaluation_batch(device, args.patch_size)
         test_images = np.resize(images, -(-steps * test_batch // self.crops))
         test_plan = data.test_plan(test_images, crop="random", patches=self.crops, **sizes)
 
@@ -149,7 +149,7 @@ class Bare:
         shape = (args.batch_size, 3, args.patch_size, args.patch_size)
         self.images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
         self.classes = torch.randint(1000, (args.batch_size,), device=device)
-        shape = (train.evaluation_batch(device), *shape[1:])
+        shape = (train.evaluation_batch(device, args.patch_size), *shape[1:])
         self.test_images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
 
     def train(self) -> int:

@@ -50,7 +50,7 @@ def main() -> None:
         resize=args.resize,
         patch_size=args.patch_size,
     )
-    batch_size = train.evaluation_batch(device)
+    batch_size = train.evaluation_batch(device, args.patch_size)
     batches = data.Batches(
         store, table["row"].to_numpy(), plan, patch_size=args.patch_size, batch_size=batch_size
     )

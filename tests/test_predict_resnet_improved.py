@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -144,6 +145,39 @@ def test_wrong_arguments_get_one_sentence(arguments, message, capsys):
     with pytest.raises(SystemExit):
         predict.main()
     assert message in capsys.readouterr().err
+
+
+def test_crops_fit_what_is_asked_for():
+    assert predict.crops_of_each("random", None, 20) == 20
+    assert predict.crops_of_each("grid", None, 20) == 16  # the preset of SMART-IQA has 20
+    assert predict.crops_of_each("grid", 9, 20) == 9
+    assert predict.crops_of_each("center", None, 25) == 1
+    with pytest.raises(RunError, match="takes a square number"):
+        predict.crops_of_each("grid", 20, 25)
+
+
+@pytest.mark.parametrize("crop", ["center", "grid"])
+def test_a_test_takes_other_crops_than_the_training(trained, checkpoint, crop):
+    model = predict.load_model(checkpoint, "cpu")
+    found = predict.test_on(
+        model,
+        "koniq-10k",
+        str(trained / "koniq-10k"),
+        store_dir=str(trained / "store"),
+        test_crop=crop,
+    )
+    paths = [trained / "koniq-10k" / "1024x768" / Path(name).name for name in found["image"]]
+    alone = predict.score_images(model, paths, test_crop=crop)
+    assert np.allclose(found["score"], alone["score"], atol=2e-5)
+
+
+def test_the_precision_is_that_of_the_training(checkpoint):
+    model = predict.load_model(checkpoint, "cpu")
+    assert predict.precision_of(model, "auto") == "off"  # as the run's --amp said
+    assert predict.precision_of(model, "bf16") == "bf16"
+    model.config["device"] = "cuda"
+    here = train.choose_precision("auto", torch.device("cpu"))
+    assert predict.precision_of(model, "auto") == here
 
 
 def test_what_cannot_be_scored_is_said(checkpoint, tmp_path, capsys):

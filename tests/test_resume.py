@@ -286,6 +286,17 @@ def test_another_configuration_is_refused(undisturbed, halfway, tmp_path, flags,
     assert all(p.read_bytes() == content for p, content in before.items())
 
 
+def test_what_a_resumed_run_changes_is_recorded(undisturbed, halfway, tmp_path, capsys):
+    folder = undisturbed[0]
+    out = copy(halfway, tmp_path / "out")
+    go_on(folder, out, "--workers", 1)
+    config = json.loads(next(out.glob("*.jsonl")).read_text().splitlines()[0])
+    assert config["flags"]["workers"] == 1 and config["flags"]["log_dir"] == str(out)
+    before = config["resumed"][-1]["before"]
+    assert before["flags"]["workers"] is None and before["flags"]["log_dir"] != str(out)
+    assert f"files       {out}" in capsys.readouterr().out
+
+
 def test_other_labels_are_refused(undisturbed, halfway, tmp_path):
     folder = make_koniq10k(tmp_path, train=7)
     with pytest.raises(train.RunError, match="data_fingerprint was"):
