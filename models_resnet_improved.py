@@ -9,8 +9,9 @@ Letters in the shape comments: B images, C channels of the fused maps (2048, or 
 multi-scale fusion). Sizes are those of a 224 x 224 input.
 
 Sources: HyperIQA (Su et al., Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive
-Hyper Network, CVPR 2020) for hyper network and target network; ResNet-50 (He et al., CVPR 2016)
-from torchvision.
+Hyper Network, CVPR 2020) for hyper network and target network; Chang et al., Principled Weight
+Initialization for Hypernetworks, ICLR 2020, for their initial weights; ResNet-50 (He et al., CVPR
+2016) from torchvision.
 """
 
 import copy
@@ -147,7 +148,13 @@ class HyperNet(nn.Module):
         self.matrices = nn.Conv2d(REDUCED, sum(self.maps), 1)
         self.last_weight = nn.Linear(REDUCED, TARGET_WIDTHS[-2])
         self.biases = nn.Linear(REDUCED, sum(TARGET_WIDTHS[1:]))
-        with torch.no_grad():  # scores start near initial_score, whatever the scale of the maps
+        with torch.no_grad():
+            # The generated matrices start at the scale of their own inputs (Chang et al.:
+            # hyperfan-in); at that of an ordinary convolution they saturate every sigmoid.
+            for part, (_, columns) in zip(self.matrices.weight.split(self.maps), self.shapes):
+                nn.init.normal_(part, std=(REDUCED * columns) ** -0.5)
+            nn.init.zeros_(self.matrices.bias)
+            # Scores start near initial_score, whatever the scale of the maps.
             self.last_weight.weight.mul_(0.1)
             self.biases.weight[-1].mul_(0.1)
             self.biases.bias[-1] = initial_score

@@ -124,6 +124,23 @@ def test_a_fresh_model_starts_near_the_mean_of_the_labels(named_model, mode):
     assert (scores - 61.5).abs().max() < 8
 
 
+def test_a_fresh_target_net_is_not_saturated(named_model):
+    """Sigmoids that start flat pass no gradient on to what generates their weights."""
+    name, _ = named_model
+    model = build(name).train()
+    rules = []
+    model.hyper_net.register_forward_hook(lambda m, i, out: rules.extend(out))
+    queries = []
+    model.target_net.register_forward_pre_hook(lambda m, inputs: queries.append(inputs[0]))
+    with torch.no_grad():
+        model(torch.randn(4, 3, 224, 224))
+    x = queries[0].unsqueeze(2)
+    for weight, bias in rules[:-1]:
+        before = torch.baddbmm(bias.unsqueeze(2), weight, x)
+        assert before.square().mean().sqrt() < 3
+        x = torch.sigmoid(before)
+
+
 def test_shapes_are_as_the_comments_say():
     model = build("ms_att").eval()
     shapes = {}
