@@ -126,12 +126,17 @@ def correlation_by_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> n
 
 
 def srcc_by_counts(predicted: np.ndarray, mos: np.ndarray) -> ByCounts:
-    """SRCC of resampled images: (B,) for predictions (N,), and (B, K) for (K, N)."""
+    """SRCC of resampled images: (B,) for predictions (N,), and (B, K) for (K, N).
+
+    NaN for predictions whose correlation is undefined (see `undefined`): NaN would rank last.
+    """
 
     def statistic(counts: np.ndarray) -> np.ndarray:
         wanted = ranks_by_counts(mos, counts)
         found = [
-            correlation_by_counts(ranks_by_counts(p, counts), wanted, counts)
+            np.full(len(counts), math.nan)
+            if undefined(p, mos)
+            else correlation_by_counts(ranks_by_counts(p, counts), wanted, counts)
             for p in np.atleast_2d(predicted)
         ]
         return np.stack(found, -1) if np.ndim(predicted) == 2 else found[0]
@@ -163,7 +168,8 @@ def interval(
 ) -> Interval:
     """A statistic with its 95% interval over images: BCa bootstrap (Efron 1987, by scipy).
 
-    p is twice the smaller part of the resamples on one side of 0 (at least 1 of resamples + 1).
+    p is twice the smaller part of the resamples on one side of 0 (at least 1 of resamples + 1);
+    BCa shifts the interval and not p, so that the two can disagree where p is close to 0.05.
     """
     from scipy import stats
 
@@ -194,7 +200,9 @@ def interval(
 
 
 def p_value(resampled: np.ndarray) -> float:
-    """Two-sided p that a statistic is 0, from its resamples."""
+    """Two-sided p that a statistic is 0, from its resamples; NaN where one of them is NaN."""
+    if not np.isfinite(resampled).all():
+        return math.nan
     tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (len(resampled) + 1)))
 
@@ -220,22 +228,40 @@ def permutation_p(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> float:
-    """Two-sided p that two predictions are exchangeable: their ranks are swapped image by image."""
+    """Two-sided p that two predictions are exchangeable: their ranks are swapped image by image.
+
+    predicted, baseline: (N,), or (S, N) of S seeds, all of which swap an image together; what is
+    compared is the difference in SRCC, the mean over seeds.
+    """
     from scipy import stats
 
-    rng = np.random.default_rng(seed)
-    a, b, target = map(stats.rankdata, (predicted, baseline, mos))
-    ones = np.ones((1, len(mos)))
+    rng, images = np.random.default_rng(seed), len(mos)
+    a, b = (stats.rankdata(np.atleast_2d(x), axis=1) for x in (predicted, baseline))  # (S, N)
+    target = stats.rankdata(mos)
+    target -= target.mean()
 
-    def gap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        one, other = stats.rankdata(one, axis=1), stats.rankdata(other, axis=1)
-        return correlation_by_counts(one, target, ones) - correlation_by_counts(other, target, ones)
+    def parts(ranks: np.ndarray) -> np.ndarray:
+        """What r of ranks (N,) is made of, image by image: (N, 3)."""
+        return np.stack([ranks, ranks**2, ranks * target], 1)
 
-    observed = abs(gap(a[None], b[None])[0])
+    def correlation(total: np.ndarray) -> np.ndarray:
+        """r (B,) from the sums (B, 3) of those parts."""
+        ranks, squares, products = total.T
+        return products / np.sqrt((squares - ranks**2 / images) * (target @ target))
+
+    def gap(swap: np.ndarray) -> np.ndarray:
+        """Mean over seeds (B,) of the difference, where swap (B, N) says which images swap."""
+        found = np.zeros(len(swap))
+        for one, other in zip(map(parts, a), map(parts, b)):
+            moved = swap @ (other - one)
+            found += correlation(one.sum(0) + moved) - correlation(other.sum(0) - moved)
+        return found / len(a)
+
+    observed = abs(gap(np.zeros((1, images)))[0]) - 1e-12  # the same again, but for rounding
     larger = 0
     for start in range(0, resamples, 250):
-        swap = rng.integers(0, 2, (min(250, resamples - start), len(mos))).astype(bool)
-        larger += (np.abs(gap(np.where(swap, b, a), np.where(swap, a, b))) >= observed).sum()
+        swap = rng.integers(0, 2, (min(250, resamples - start), images)).astype(float)
+        larger += (np.abs(gap(swap)) >= observed).sum()
     return float(larger + 1) / (resamples + 1)
 
 
@@ -338,12 +364,13 @@ def holm(p: list[float]) -> list[float]:
 def seeds_needed(differences: np.ndarray) -> int | None:
     """Seeds at which a paired t-test finds the mean difference seen, at 5%, with 80% power.
 
-    By the noncentral t distribution, with the standard deviation seen; None where that is unknown
-    (one seed), where there is no difference, or where more than 10,000 would be needed.
+    On these images alone: what other images would change is not in the standard deviation seen.
+    By the noncentral t distribution; None where the deviation is unknown (one seed, or undefined
+    differences), where there is no difference, or where more than 10,000 would be needed.
     """
     from scipy import stats
 
-    if len(differences) < 2 or np.mean(differences) == 0:
+    if len(differences) < 2 or not np.isfinite(differences).all() or np.mean(differences) == 0:
         return None
     effect = abs(np.mean(differences)) / max(np.std(differences, ddof=1), 1e-12)
 

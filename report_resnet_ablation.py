@@ -45,11 +45,12 @@ MODELS = {
     },
 }
 BASELINE, MULTISCALE, FULL = list(MODELS)[:3]
+BOTH = "both improvements"
 # What is compared: label, the model, and the one that it is compared with.
 COMPARISONS = [
     ("multi-scale fusion", MULTISCALE, BASELINE),
     ("channel attention", FULL, MULTISCALE),
-    ("both improvements", FULL, BASELINE),
+    (BOTH, FULL, BASELINE),
     ("both, over HyperIQA", FULL, "hyperiqa"),
     *(
         (label, model.format(size), other.format(size))
@@ -74,6 +75,7 @@ HYPOTHESES = (
     "limited: on the CNN the improvements gain 0.3% to 1%",
     "the improvements carry over to a CNN: they gain at least 1%",
 )
+LOWERED = "no gain on the CNN: the improvements lower its SRCC"
 UNDECIDED = "not decided by these runs"
 # KonIQ-10k, test SRCC: best on test, in the experiment's own setting; of the literature.
 HYPERIQA, SMART_IQA = 0.8998, 0.9378
@@ -147,6 +149,8 @@ def read_run(path: Path) -> tuple[Run | None, list[str]]:
 def check_run(run: Run) -> list[str]:
     """Where the record's figures are not those of the predictions, recomputed."""
     problems = []
+    if run.config["images"]["val"] and not any(usable(e, "val") for e in run.epochs):
+        problems.append("no epoch has a val SRCC to be chosen by, so the last one stands in")
     for record in run.epochs:
         rows = run.predictions[run.predictions["epoch"] == record["epoch"]]
         for split in ("val", "test"):
@@ -172,10 +176,14 @@ def check_run(run: Run) -> list[str]:
 
 
 def differences(run: Run, other: Run, ignored: set[str]) -> list[str]:
-    """'--lr 0.1 and 0.2' for each flag, and for the data, in which two runs differ."""
+    """'--lr 0.1 and 0.2' for each flag, for the data and the precision in which two runs differ."""
     old, new = (
-        {f"--{k}": v for k, v in r.config["flags"].items() if k not in ignored}
-        | {"data": r.config["data_fingerprint"]}
+        {
+            f"--{k}": Path(v).name if k == "backbone_weights" else v
+            for k, v in r.config["flags"].items()
+            if k not in ignored
+        }
+        | {"data": r.config["data_fingerprint"], "precision": r.config["precision"]}
         for r in (run, other)
     )
     if new.get("--split") == "random" and run.seed != other.seed:
@@ -185,16 +193,30 @@ def differences(run: Run, other: Run, ignored: set[str]) -> list[str]:
     return [f"{k} {old[k]} and {new[k]}" for k in old if k in new and old[k] != new[k]]
 
 
+def backbone(run: Run) -> str:
+    """'tiny', 'small' or 'base' of Swin, or 'resnet'."""
+    return run.model.split("_")[2] if run.model.startswith("smart_iqa") else "resnet"
+
+
 def check_comparable(runs: list[Run]) -> None:
-    """Raise ReportError where runs differ in more than the model, the seed and a random split."""
+    """Raise ReportError where runs differ in more than the model, the seed and a random split.
+
+    Runs with the same backbone have begun from the same weights: a file by its name, which is the
+    same on another machine.
+    """
     free = {"use_multiscale", "use_attention", "model", "seed", "run_name", "log_dir", "resume"}
     free |= {"checkpoint_dir", "store_dir", "store_device", "data_path", "workers", "device"}
-    free |= {"save_model", "save_minutes", "compile", "backbone_weights"}
+    free |= {"save_model", "save_minutes", "compile"}
     for run in runs[1:]:
         own = run.config["flags"].get("model")
         alike = next(r for r in runs if r.config["flags"].get("model") == own)
+        relative = next(r for r in runs if backbone(r) == backbone(run))
         # Each model has a dropout rate of its own.
-        for other, ignored in ((runs[0], free | {"dropout_rate"}), (alike, free)):
+        for other, ignored in (
+            (runs[0], free | {"dropout_rate", "backbone_weights"}),
+            (relative, free | {"dropout_rate"}),
+            (alike, free),
+        ):
             if differing := differences(other, run, ignored):
                 raise ReportError(
                     f"{other.name} and {run.name} can't be compared: {'; '.join(differing)}"
@@ -209,12 +231,21 @@ def check_comparable(runs: list[Run]) -> None:
 
 
 def chosen_epoch(run: Run, selection: str) -> int | None:
-    """The epoch that a selection takes; None where it can't choose."""
+    """The epoch that a selection takes; None where it has no images to choose by.
+
+    The last one where the SRCC of all epochs is undefined.
+    """
     split = SELECTIONS[selection]
-    if split is None:
-        return run.epochs[-1]["epoch"]
-    ranked = [e for e in run.epochs if e.get(f"{split}_srcc") is not None]
-    return max(ranked, key=lambda e: e[f"{split}_srcc"])["epoch"] if ranked else None
+    if split and not run.config["images"][split]:
+        return None
+    ranked = [e for e in run.epochs if split and usable(e, split)]
+    best = max(ranked, key=lambda e: e[f"{split}_srcc"]) if ranked else run.epochs[-1]
+    return best["epoch"]
+
+
+def usable(record: dict, split: str) -> bool:
+    """Whether an epoch's SRCC is defined."""
+    return record.get(f"{split}_srcc") is not None
 
 
 def test_rows(run: Run, selection: str) -> "pd.DataFrame | None":
@@ -240,6 +271,7 @@ class Statistics:
 
     def __init__(self, runs: list[Run], *, resamples: int, seed: int):
         self.runs, self.options = runs, {"resamples": resamples, "seed": seed}
+        self.seeds = sorted({r.seed for r in runs})
         self.models = [m for m in MODELS if any(r.model == m for r in runs)]
         self.of_model = {m: [r for r in runs if r.model == m] for m in self.models}
         can_validate = all(chosen_epoch(r, "chosen by val") for r in runs)
@@ -352,19 +384,11 @@ class Statistics:
         return found
 
     def permutation(self, pairs) -> float:
-        """Of one seed by images; of several the mean of each image's ranks over seeds stands in.
-
-        NaN over several splits, whose images are not the same.
-        """
-        from scipy import stats
-
-        if self.splits > 1:
+        """NaN for undefined scores, and over several splits, whose images are not the same."""
+        if self.splits > 1 or any(metrics.undefined(x, p[-1]) for p in pairs for x in p[:-1]):
             return math.nan
-        a, b = (np.mean([stats.rankdata(p[i]) for p in pairs], 0) for i in (0, 1))
-        mos = pairs[0][-1]
-        if metrics.undefined(a, mos) or metrics.undefined(b, mos):
-            return math.nan
-        return metrics.permutation_p(a, b, mos, **self.options)
+        a, b = (np.stack([p[i] for p in pairs]) for i in (0, 1))
+        return metrics.permutation_p(a, b, pairs[0][-1], **self.options)
 
     def interact(self) -> dict | None:
         """What the improvements gain on Swin less what they gain on ResNet-50, if all are there."""
@@ -396,7 +420,13 @@ class Statistics:
         if not math.isfinite(self.gain.low + self.gain.high):
             return f"{UNDECIDED}: the gain has no interval ({self.gain.reason})"
         low, high = (int(np.searchsorted(BOUNDS, x, side="right")) for x in self.gain[1:3])
-        return HYPOTHESES[low] if low == high else UNDECIDED
+        if low != high or (low > 0 and not self.significant()):
+            return UNDECIDED
+        return LOWERED if self.gain.high < 0 and self.significant() else HYPOTHESES[low]
+
+    def significant(self) -> bool:
+        """Whether both improvements differ from the baseline at 5%, after Holm's correction."""
+        return any(c["p_holm"] < 0.05 for c in self.comparisons if c["label"] == BOTH)
 
     def optimism(self) -> float:
         """How much the best epoch on test is above the verdict's choice, mean over all runs."""
@@ -702,7 +732,9 @@ def data_set(s: Statistics) -> str:
 
 
 def number(x: float | None, digits: int = 4, sign: bool = False) -> str:
-    return "-" if x is None or not math.isfinite(x) else f"{x:{'+' if sign else ''}.{digits}f}"
+    if x is None or not math.isfinite(x):
+        return "-"
+    return f"{round(x, digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # no -0.0000
 
 
 def bounds(x: Interval, digits: int = 4, sign: bool = False) -> str:
@@ -713,7 +745,7 @@ def bounds(x: Interval, digits: int = 4, sign: bool = False) -> str:
 
 
 def percent(x: float, sign: bool = True) -> str:
-    return "-" if not math.isfinite(x) else f"{100 * x:{'+' if sign else ''}.2f}%"
+    return "-" if not math.isfinite(x) else f"{number(100 * x, 2, sign)}%"
 
 
 def p_text(p: float) -> str:
@@ -725,11 +757,16 @@ def with_spread(s: Statistics, values: list[float]) -> str:
     return number(float(s.middle(values))) + (f" +- {sd:.4f}" if math.isfinite(sd) else "")
 
 
+def of_seeds(s: Statistics, count: int) -> str:
+    """' (2 of 3 seeds)' where some are missing."""
+    return f" ({count} of {len(s.seeds)} seeds)" if count < len(s.seeds) else ""
+
+
 def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -> list[tuple]:
     """The report as ('heading', text), ('text', text), ('table', header, rows), ('figure', ...)."""
     config = s.runs[0].config
     flags = config["flags"]
-    seeds = sorted({r.seed for r in s.runs})
+    seeds = s.seeds
     title = "Do multi-scale fusion and channel attention help a ResNet-50?"
     if not {BASELINE, MULTISCALE, FULL} & set(s.models):
         title = title.replace("a ResNet-50", MODELS[s.models[0]][0].partition(",")[0])
@@ -747,7 +784,7 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
         f = s.configurations[model]
         rows.append(
             [
-                MODELS[model][0],
+                MODELS[model][0] + of_seeds(s, len(f["seeds"])),
                 with_spread(s, f["selections"][s.selection]),
                 bounds(f["srcc_interval"]),
                 number(f["plcc"]),
@@ -796,9 +833,13 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
     out.append(
         (
             "text",
-            "Best on test is the habit of the literature: there the test images choose the epoch. "
-            f"Here it is {number(s.optimism(), 4, True)} above {s.selection}, on average over all "
-            "runs: that much of it is optimism of the choice.",
+            "Best on test is the habit of the literature: there the test images choose the epoch."
+            + (
+                f" Here it is {number(s.optimism(), 4, True)} above {s.selection}, on average over "
+                "all runs: that much of it is optimism of the choice."
+                if math.isfinite(s.optimism())
+                else ""
+            ),
         )
     )
 
@@ -806,7 +847,7 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
         out.append(("heading", "Paired differences in SRCC"))
         rows = [
             [
-                c["label"],
+                c["label"] + of_seeds(s, len(c["each"])),
                 number(c["difference"].value, 4, True),
                 bounds(c["difference"], 4, True),
                 p_text(c["difference"].p),
@@ -825,7 +866,15 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
                 "Both models of a row are judged by the same images and the same crops. p: "
                 f"{'corrected resampled t-test' if s.splits > 1 else 'bootstrap'}; Holm: corrected "
                 f"over the {len(s.comparisons)} rows; permutation: a check that swaps the two "
-                f"models' ranks image by image{', which needs the same images' * (s.splits > 1)}.",
+                f"models' ranks image by image{', which needs the same images' * (s.splits > 1)}. "
+                "Seeds for 80% power: by the spread between seeds on these images alone; what "
+                "other images would change takes more images, not more seeds."
+                + (
+                    " The intervals of one seed are bias-corrected (BCa) and p is not: where p is "
+                    "close to 0.05 they can disagree."
+                    if any(len(c["each"]) == 1 for c in s.comparisons)
+                    else ""
+                ),
             )
         )
     if s.interaction:
@@ -942,13 +991,19 @@ def verdict_text(s: Statistics) -> str:
     if seeds == 1:
         text += " One seed: what another seed would change is unknown, and not in the interval."
     if s.verdict == UNDECIDED:  # and no other reason
-        text += " The interval reaches over a boundary (0.3% or 1%), so nothing is claimed."
+        crossed = any(gain.low < bound <= gain.high for bound in BOUNDS)
+        reason = (
+            "The interval reaches over a boundary (0.3% or 1%)"
+            if crossed
+            else "After Holm's correction the difference is not significant (5%)"
+        )
+        text += f" {reason}, so nothing is claimed."
     return text
 
 
 def closure_text(s: Statistics) -> str:
     step = SMART_IQA - HYPERIQA
-    difference = next(c["difference"] for c in s.comparisons if c["label"] == "both improvements")
+    difference = next(c["difference"] for c in s.comparisons if c["label"] == BOTH)
     return (
         f"From HyperIQA (ResNet-50, {HYPERIQA}) to SMART-IQA (Swin-Base, {SMART_IQA}) it is "
         f"{step:.4f}. On the same backbone the improvements close "
@@ -1049,16 +1104,16 @@ def table_tex(s: Statistics) -> str:
         if to_base is not None:
             ends = ", ".join(number(x, digits + 1, True) for x in to_base[1:3])
             change = f"${number(to_base.value, digits + 1, True)}$ $[{ends}]$"
-        cells = [latex(MODELS[model][0])]
+        cells = [latex(MODELS[model][0]) + of_seeds(s, len(f["seeds"]))]
         for name in ("srcc", "plcc"):
             ends = ", ".join(number(x, digits) for x in f[f"{name}_interval"][1:3])
             cells.append(f"{number(f[name], digits)} [{ends}]")
         rows.append(" & ".join([*cells, change, f"{f['parameters'] / 1e6:.2f}"]) + r" \\")
-    seeds = sorted({r.seed for r in s.runs})
+    seeds = s.seeds
     brackets = r"Brackets: 95\% bootstrap intervals over images; one seed."
     if s.splits > 1:
         brackets = (
-            f"Medians over {s.splits} random splits; brackets: "
+            f"Medians over {s.splits} random splits; $\\Delta$: means over splits; brackets: "
             r"95\% intervals of the mean over splits (corrected resampled $t$-test)."
         )
     elif len(seeds) > 1:
@@ -1091,10 +1146,11 @@ def paragraph_tex(s: Statistics) -> str:
         found = s.configurations[model]
         ends = ", ".join(number(x, digits) for x in found["srcc_interval"][1:3])
         sentences.append(
-            f"{MODELS[model][0].removeprefix('+ ')} {number(found['srcc'], digits)} "
+            f"{MODELS[model][0].removeprefix('+ ')}{of_seeds(s, len(found['seeds']))} "
+            f"{number(found['srcc'], digits)} "
             f"(95% interval {'of the mean ' if s.splits > 1 else ''}{ends})"
         )
-    seeds = sorted({r.seed for r in s.runs})
+    seeds = s.seeds
     text = (
         f"On the {s.images} test images of {data_set(s)} the "
         f"{f'median SRCC over {s.splits} random splits' if s.splits > 1 else 'SRCC'} is "
@@ -1106,17 +1162,19 @@ def paragraph_tex(s: Statistics) -> str:
         if not math.isfinite(d.low + d.high):
             continue
         text += (
-            f" For {c['label']} the paired difference is {number(d.value, digits + 1, True)} "
+            f" For {c['label']}{of_seeds(s, len(c['each']))} the "
+            f"{'mean ' * (s.splits > 1)}paired difference is {number(d.value, digits + 1, True)} "
             f"({number(d.low, digits + 1, True)} to {number(d.high, digits + 1, True)}, "
             f"Holm-corrected p {'' if c['p_holm'] < 0.001 else '= '}{p_text(c['p_holm'])})"
             + ("." if significant else ", which these runs do not distinguish from none.")
         )
     if s.gain is not None and math.isfinite(s.gain.low + s.gain.high):
         text += (
-            f" The relative gain of both improvements is {percent(s.gain.value)} "
+            f" The {'mean ' * (s.splits > 1)}relative gain of both improvements is "
+            f"{percent(s.gain.value)} "
             f"({percent(s.gain.low)} to {percent(s.gain.high)}): {s.verdict}."
         )
-    if len(seeds) == 1:
+    if min((len(c["each"]) for c in s.comparisons), default=len(seeds)) == 1:
         text += " With one seed the variance between training runs is not part of the intervals."
     return latex(text) + "\n"
 
@@ -1160,8 +1218,8 @@ def main() -> int:
     parser.add_argument("--resamples", type=int, default=metrics.RESAMPLES, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
     args = parser.parse_args()
-    if args.resamples < 100:
-        parser.error("--resamples: at least 100")
+    if args.resamples < 400:  # with 100 no p could be significant after Holm's correction
+        parser.error("--resamples: at least 400")
     try:
         runs, problems = read_runs(args.folders)
         if not runs:

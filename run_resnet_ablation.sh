@@ -259,9 +259,10 @@ table() { # prints the table; status 1 when a figure is missing
   return "$complete"
 }
 
-difference() { # SRCC BASE: '+0.0012 +0.13', or dashes where there is no baseline to compare with
+difference() { # SRCC BASE: '+0.0012 +0.13', or dashes where there is none to compare with
   awk -v x="$1" -v base="$2" 'BEGIN {
-    if (base == "" || base == 0) print "- -"
+    if (base == "") print "- -"
+    else if (base <= 0) printf "%+.4f -\n", x - base
     else printf "%+.4f %+.2f\n", x - base, 100 * (x - base) / base }'
 }
 

@@ -129,3 +129,33 @@ def test_seeds_needed_have_the_power_that_is_promised():
     assert 0.8 <= found.mean() < 0.95
     assert metrics.seeds_needed(np.array([0.1])) is None
     assert metrics.seeds_needed(np.array([0.1, -0.1])) is None
+    assert metrics.seeds_needed(np.array([np.nan, 0.1, 0.2])) is None
+
+
+def test_what_is_undefined_has_neither_a_value_nor_a_p():
+    rng = np.random.default_rng(6)
+    mos = rng.normal(size=50)
+    broken = np.where(np.arange(50) == 7, np.nan, mos)
+    found = metrics.difference(mos + rng.normal(size=50), broken, mos)
+    assert np.isnan([found.value, found.low, found.high, found.p]).all() and found.reason
+    lone = np.r_[np.zeros(9), 1.0]  # constant wherever the last image is not drawn
+    found = metrics.interval(metrics.srcc_by_counts(lone, mos[:10]), 10)
+    assert np.isfinite(found.value) and np.isnan([found.low, found.p]).all() and found.reason
+
+
+def test_permutations_of_several_seeds_test_the_mean_over_seeds():
+    """The mean of two seeds' scores can rank better than either, and is not what is compared."""
+    rng = np.random.default_rng(8)
+    mos = rng.normal(size=400)
+    noise = rng.normal(0, 2, 400)
+    split = np.stack([mos + noise, mos - noise])  # each is noisy, their mean is perfect
+    plain = np.stack([mos + rng.normal(0, 1, 400)] * 2)
+    means = [np.mean([stats.spearmanr(p, mos).statistic for p in x]) for x in (split, plain)]
+    assert means[0] < means[1] - 0.15
+    assert metrics.permutation_p(split, plain, mos, resamples=999) < 0.01
+    one, other = mos + rng.normal(0, 1, 400), mos + rng.normal(0, 1, 400)
+    twice = metrics.permutation_p(np.stack([one, other]), np.stack([other, one]), mos)
+    assert twice == 1.0  # no difference at all in the mean
+    assert metrics.permutation_p(one, other, mos) == metrics.permutation_p(
+        np.stack([one, one]), np.stack([other, other]), mos
+    )

@@ -134,19 +134,23 @@ def test_no_difference_is_not_decided(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "gain, verdict",
+    "gain, p, verdict",
     [
-        ((0.02, 0.011, 0.03), "carry over"),
-        ((0.006, 0.004, 0.009), "limited"),
-        ((0.0, -0.01, 0.002), "specific to the Transformer"),
-        ((0.006, 0.002, 0.009), "not decided"),
-        ((0.02, 0.009, 0.03), "not decided"),
-        ((0.02, float("nan"), 0.03), "not decided"),
+        ((0.02, 0.011, 0.03), 0.01, "carry over"),
+        ((0.02, 0.011, 0.03), 0.06, "not decided"),  # after Holm's correction
+        ((0.006, 0.004, 0.009), 0.01, "limited"),
+        ((0.0, -0.01, 0.002), 0.8, "specific to the Transformer"),
+        ((-0.02, -0.03, -0.01), 0.01, "the improvements lower its SRCC"),
+        ((-0.02, -0.03, -0.01), 0.06, "specific to the Transformer"),
+        ((0.006, 0.002, 0.009), 0.01, "not decided"),
+        ((0.02, 0.009, 0.03), 0.01, "not decided"),
+        ((0.02, float("nan"), 0.03), 0.01, "not decided"),
     ],
 )
-def test_the_verdict_needs_the_whole_interval_on_one_side(gain, verdict):
+def test_the_verdict_needs_the_whole_interval_on_one_side(gain, p, verdict):
     statistics = report.Statistics.__new__(report.Statistics)
     statistics.gain = metrics.Interval(*gain, p=0.5, reason="a reason")
+    statistics.comparisons = [{"label": report.BOTH, "p_holm": p}]
     assert verdict in statistics.decide()
 
 
@@ -255,6 +259,68 @@ def test_other_settings_are_never_compared(logs, capsys):
     assert "with seed 42 is there 2 times" in reported(logs, capsys, status=1)[2]
 
 
+@pytest.mark.parametrize("key, values", [("precision", ("bf16", "off")), ("weights", "ab")])
+def test_other_precisions_and_backbones_are_never_compared(logs, capsys, key, values):
+    for name, value in zip(NAMES, (values[0], *values)):
+        path = logs / f"{name}.jsonl"
+        config, *rest = path.read_text().splitlines()
+        config = json.loads(config)
+        if key == "precision":
+            config[key] = value
+        else:
+            config["flags"]["backbone_weights"] = f"folder_of_{name}/{value}.pth"
+        path.write_text("\n".join([json.dumps(config), *rest]) + "\n")
+    told = reported(logs, capsys, status=1)[2]
+    assert f"{NAMES[0]} and {NAMES[2]} can't be compared" in told and key in told
+    (logs / f"{NAMES[2]}.jsonl").unlink()
+    reported(logs, capsys)  # the same file in another folder is the same
+
+
+def test_missing_seeds_are_told_where_they_are_missing(tmp_path, capsys):
+    for seed in (1, 2):
+        for name, model, noise in zip(NAMES, MODELS, (20, 12, 6)):
+            if (seed, name) != (2, NAMES[2]):
+                write_run(tmp_path, f"{name}_seed{seed}", model, noise, seed=seed)
+    results, _, _ = reported(tmp_path, capsys)
+    assert [len(c["each"]) for c in results["comparisons"]] == [2, 1, 1]
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("+ attention (1 of 2 seeds) |") == 1
+    assert "both improvements (1 of 2 seeds) |" in text and "multi-scale fusion |" in text
+    assert "attention (1 of 2 seeds) &" in (tmp_path / "table.tex").read_text()
+    assert "With one seed the variance" in (tmp_path / "paragraph.tex").read_text()
+
+
+def test_a_collapsed_run_changes_nothing_for_the_others(tmp_path, capsys):
+    for name, model, noise in zip(NAMES, MODELS, (20, 12, 6)):
+        write_run(tmp_path, name, model, noise)
+    path = tmp_path / f"{NAMES[1]}.jsonl"
+    config, *records = map(json.loads, path.read_text().splitlines())
+    for record in records:
+        record |= dict.fromkeys(("val_srcc", "val_plcc", "test_srcc", "test_plcc"))
+    path.write_text("\n".join(map(json.dumps, [config, *records])) + "\n")
+    csv = tmp_path / f"{NAMES[1]}_predictions.csv"
+    pd.read_csv(csv).assign(score=50.0).to_csv(csv, index=False)
+    results, out, err = reported(tmp_path, capsys)
+    assert results["selection"] == "chosen by val" and "carry over to a CNN" in out
+    assert f"{NAMES[1]}_predictions.csv: no epoch has a val SRCC to be chosen by" in err
+    assert [c["p_holm"] is None for c in results["comparisons"]] == [True, True, False]
+    text = (tmp_path / "report.md").read_text()
+    assert "undefined: predictions that are all the same" in text and "Here it is -" not in text
+
+
+def test_scores_that_are_not_finite_have_no_figures(tmp_path, capsys):
+    for name, model, noise in zip(NAMES, MODELS, (20, 12, 6)):
+        write_run(tmp_path, name, model, noise, epochs=1)
+    csv = tmp_path / f"{NAMES[2]}_predictions.csv"
+    rows = pd.read_csv(csv)
+    rows.loc[rows[rows["split"] == "test"].index[3], "score"] = np.nan
+    rows.to_csv(csv, index=False)
+    results, out, _ = reported(tmp_path, capsys)
+    both = next(c for c in results["comparisons"] if c["label"] == report.BOTH)
+    assert both["difference"]["value"] is None and both["p_permutation"] is None
+    assert "not decided by these runs" in out
+
+
 def test_nothing_to_report_is_one_sentence(tmp_path, capsys):
     assert "no finished run to report" in reported(tmp_path, capsys, status=1)[2]
     assert "no such folder" in reported(tmp_path / "nowhere", capsys, status=1)[2]
@@ -324,7 +390,7 @@ class NoTorch:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, NoTorch)
 """
-    code += f"sys.argv = ['r', {str(logs)!r}, '--resamples', '100']\n"
+    code += f"sys.argv = ['r', {str(logs)!r}, '--resamples', '400']\n"
     code += "import report_resnet_ablation as r; sys.exit(r.main())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
