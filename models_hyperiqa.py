@@ -18,7 +18,6 @@ SMART-IQA (github.com/cny123222/Perceptual-IQA-CS3324). Parameters, by part:
     hyper network             711,545          711,545      711,545
 """
 
-import pickle
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -37,8 +36,8 @@ from models_resnet_improved import (
     StageAttention,
     TargetNet,
     WeightsError,
-    first_line,
     load_backbone_weights,
+    load_tensors,
 )
 
 INPUT_SIZE = 224
@@ -305,12 +304,7 @@ def load_hyperiqa(path: str | Path) -> HyperIQA:
     """
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise WeightsError(
-            f"{path}: not a file of tensors that PyTorch can load safely ({first_line(error)})"
-        ) from error
+    state = load_tensors(Path(path))
     if not isinstance(state, dict):
         raise WeightsError(f"{path}: holds a {type(state).__name__}, not a state dict")
     try:

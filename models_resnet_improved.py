@@ -19,7 +19,6 @@ import pickle
 import sys
 from itertools import pairwise
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -310,7 +309,7 @@ def load_backbone_weights(
         path = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
         try:
             state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except (OSError, URLError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # of the network, the disk or the file: many kinds
             raise WeightsError(
                 f"the ImageNet weights {source} are not to be had ({first_line(error)}): put "
                 f"{weights.url} at {path}, or give --backbone_weights a path to a torchvision "
@@ -324,14 +323,19 @@ def load_backbone_weights(
                 f"imagenet1k_v2, none, or the path of a torchvision {NAMES[architecture]} state "
                 "dict (.pth)"
             )
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as e:
-            raise WeightsError(
-                f"--backbone_weights {path}: not a file of tensors that PyTorch can load safely "
-                f"({first_line(e)})"
-            ) from e
+        state = load_tensors(path)
     return check_backbone_weights(state, path, architecture)
+
+
+def load_tensors(path: Path) -> object:
+    """What torch.save has written to a file, without running code; WeightsError for all else."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the disk, zip, pickle or struct: many kinds
+        raise WeightsError(
+            f"{path}: damaged, or not a file of tensors that PyTorch can load safely "
+            f"({first_line(error)})"
+        ) from error
 
 
 def check_backbone_weights(
@@ -361,6 +365,8 @@ def check_backbone_weights(
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, without its full stop, to stand inside a sentence."""
+    if isinstance(error, pickle.UnpicklingError):  # whose own line advises to load it unsafely
+        return "it holds something else, or code"
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
@@ -390,7 +396,9 @@ def main() -> int:
             f"{count:,} parameters instead of {expected:,}": count == expected,
             f"scores of shape {tuple(scores.shape)}": scores.shape == (4,),
             "a score that is not finite": bool(scores.isfinite().all()),
-            "a score that depends on the other images": torch.allclose(scores, alone, rtol=1e-5),
+            "a score that depends on the other images": torch.allclose(
+                scores, alone, rtol=0, atol=5e-5
+            ),
             "stage weights where there is no attention, or none where there is": (
                 (weights is not None) == flags["use_attention"]
             ),

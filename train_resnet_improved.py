@@ -15,7 +15,6 @@ import json
 import math
 import multiprocessing
 import os
-import pickle
 import platform
 import resource
 import shlex
@@ -938,13 +937,12 @@ def save_checkpoint(path: Path, content: dict, *, before: Path | None = None) ->
 
 def load_checkpoint(path: Path) -> dict:
     """A checkpoint of this software; RunError where the file is damaged or something else."""
-    import torch
+    from models_resnet_improved import WeightsError, load_tensors
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise RunError(f"{path}: damaged, or not a checkpoint ({reason})") from error
+        state = load_tensors(path)
+    except WeightsError as error:
+        raise RunError(str(error)) from error
     if not (isinstance(state, dict) and {"model", "config", "epochs"} <= set(state)):
         raise RunError(f"{path}: not a checkpoint of this software")
     # A flag that there was not when it was written did what its default does.

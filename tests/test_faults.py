@@ -380,7 +380,7 @@ def test_a_pickle_that_would_run_code_is_refused_everywhere(koniq10k, tmp_path, 
         torch.save({"model": Malicious(marker), "config": {}, "epochs": []}, path)
     with pytest.raises(models.WeightsError, match="load safely"):
         models.load_backbone_weights(path)
-    with pytest.raises(RunError, match="damaged, or not a checkpoint"):
+    with pytest.raises(RunError, match="damaged, or not a file of tensors"):
         train.run(train.parse_args(argv(koniq10k, tmp_path / "out", "--resume", path)))
     assert not marker.exists()
 

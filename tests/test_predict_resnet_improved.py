@@ -206,7 +206,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
             return subprocess.call, (["touch", str(marker)],)
 
     torch.save({"model": Malicious(), "config": {}, "epochs": []}, tmp_path / "bad.pth")
-    with pytest.raises(RunError, match="damaged, or not a checkpoint"):
+    with pytest.raises(RunError, match="damaged, or not a file of tensors"):
         predict.load_model(tmp_path / "bad.pth")
     assert not marker.exists()
 

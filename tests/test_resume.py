@@ -321,7 +321,7 @@ def test_damaged_and_foreign_files_are_refused(undisturbed, halfway, tmp_path):
     last = out / "resnet_improved_ms_att_last.pth"
     (out / "resnet_improved_ms_att_before.pth").unlink()
     last.write_bytes(last.read_bytes()[:-5000])
-    with pytest.raises(train.RunError, match=r"_last\.pth: damaged, or not a checkpoint"):
+    with pytest.raises(train.RunError, match=r"_last\.pth: damaged, or not a file of tensors"):
         go_on(undisturbed[0], out)
     torch.save({"weight": torch.ones(2)}, last)
     with pytest.raises(train.RunError, match="not a checkpoint of this software"):
