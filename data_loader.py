@@ -13,11 +13,13 @@ To add a data set, write a reader (folder, split mode) -> (label table, where it
 give it a line in DATASETS.
 """
 
+import argparse
 import csv
 import functools
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -166,6 +168,9 @@ def read_split_json(path: Path) -> "pd.DataFrame":
     return table
 
 
+KONIQ_SCORES = "koniq10k_scores_and_distributions.csv"
+
+
 def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
     """KonIQ-10k (Hosu et al., IEEE TIP 29, 2020): 10,073 photographs, 1024x768 or 512x384.
 
@@ -176,9 +181,11 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
     """
     split = koniq_split(folder, split)
     sets = read_koniq_sets(folder / "koniq10k_distributions_sets.csv")
+    jsons = {part: folder / f"koniq_{part}.json" for part in ("train", "test")}
+    has_csv = sets is not None or (folder / KONIQ_SCORES).is_file()
     lists = {}
-    if split == "json":
-        lists = {part: read_split_json(folder / f"koniq_{part}.json") for part in ("train", "test")}
+    if split == "json" or (not has_csv and all(path.is_file() for path in jsons.values())):
+        lists = {part: read_split_json(path) for part, path in jsons.items()}
     table, source = read_koniq_labels(folder, sets, lists)
 
     release = koniq_release(folder, set(table["name"]))
@@ -242,11 +249,13 @@ def read_koniq_labels(folder: Path, sets, lists: dict) -> tuple["pd.DataFrame", 
     """name and mos from the best of the label files that are there, and which that is."""
     import pandas as pd
 
-    scores_csv = folder / "koniq10k_scores_and_distributions.csv"
+    scores_csv = folder / KONIQ_SCORES
     if scores_csv.is_file():
         table = read_csv(scores_csv, ("image_name", "MOS_zscore"))
         table.columns = ["name", "mos"]
         table["mos"] = numbers(table["mos"], scores_csv)
+        if table["mos"].max() <= 5:
+            raise DataError(f"{scores_csv}: its MOS_zscore is on 1..5, and 0..100 is needed")
         if sets is not None:
             both = table.merge(sets, left_on="name", right_on="image_name")
             wrong = both["name"][(both["mos"] - both["MOS"]).abs() > 0.01]
@@ -670,6 +679,10 @@ def read_labels(
 def check_folder(dataset: str, data_path: str | Path) -> Path:
     """The data folder; DataError where there is none. Needs nothing heavy, so it comes first."""
     folder = Path(data_path)
+    try:
+        str(data_path).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"--data_path {str(data_path)!a}: not UTF-8; rename the folder") from error
     if not folder.is_dir():
         raise DataError(
             f"--data_path {data_path}: no such folder; it should hold {dataset}'s images and "
@@ -785,6 +798,8 @@ def decode(path: Path, height: int, width: int) -> np.ndarray:
     from PIL import ExifTags, Image
 
     with Image.open(path) as image:
+        if image.format in ("JPEG", "MPO"):
+            check_jpeg_end(path)
         turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         if image.mode.startswith("I") or image.mode == "F":
             values = np.asarray(image)
@@ -801,6 +816,21 @@ def decode(path: Path, height: int, width: int) -> np.ndarray:
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(image)
+
+
+def check_jpeg_end(path: Path) -> None:
+    """ValueError where a JPEG's pixels never come to their end marker.
+
+    Of a download that was cut short and padded with zeros the decoder makes grey without a word.
+    """
+    file, at = path.read_bytes(), 2
+    while file[at : at + 1] == b"\xff" and file[at + 1 : at + 2] != b"\xda":  # up to the pixels
+        if file[at + 1 : at + 2] == b"\xff":  # fills the space between segments
+            at += 1
+        else:  # past a segment, as some hold thumbnails with ends of their own
+            at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+    if file.find(b"\xff\xd9", at) < 0:
+        raise ValueError("a JPEG without its end: cut short, or padded")
 
 
 class PixelStore:
@@ -1351,17 +1381,34 @@ def check_images(
     return sizes, bad, twins
 
 
+def number(kind: type, low: float, high: float = math.inf, *, open_end: bool = False):
+    """An argparse type: a number within low..high (below high if open_end)."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high) or (open_end and value == high) or math.isinf(value):
+            most = "" if math.isinf(high) else f" and {'below' if open_end else 'at most'} {high:g}"
+            kind_name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text} is not {kind_name} of at least {low:g}{most}")
+        return value
+
+    return parse
+
+
 def main() -> int:
     """Check a data folder before anyone trains on it; 1 when something is wrong."""
-    import argparse
-
     parser = argparse.ArgumentParser(description="check a data folder: labels, splits, every image")
     parser.add_argument("--dataset", choices=sorted(DATASETS), default="koniq-10k")
     parser.add_argument("--data_path", help="its folder (default: ./DATASET)")
     parser.add_argument("--split", choices=["auto", "json", "official", "random"], default="auto")
-    parser.add_argument("--split_seed", type=int, default=0)
-    parser.add_argument("--val_fraction", type=float)
-    parser.add_argument("--resize", type=int, nargs=2, metavar=("H", "W"), help="as in training")
+    parser.add_argument("--split_seed", type=number(int, 0), default=0)
+    parser.add_argument("--val_fraction", type=number(float, 0, 0.5))
+    parser.add_argument(
+        "--resize", type=number(int, 32, 8192), nargs=2, metavar=("H", "W"), help="as in training"
+    )
     parser.add_argument("--store_dir", default="pixel_store")
     parser.add_argument("--csv", nargs="+", default=[], metavar="[SPLIT=]FILE")
     parser.add_argument("--csv_columns", nargs="+", default=[], metavar="KEY=NAME")

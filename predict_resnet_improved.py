@@ -391,7 +391,7 @@ def parse_args() -> argparse.Namespace:
     )
     flag(
         "--test_patch_num",
-        type=train.number(int, 1, 1000),
+        type=data.number(int, 1, 1000),
         metavar="N",
         help="crops an image (default: the checkpoint's)",
     )

@@ -98,23 +98,6 @@ class Interrupted(Exception):
 # Flags ------------------------------------------------------------------------------------------
 
 
-def number(kind: type, low: float, high: float = math.inf, *, open_end: bool = False):
-    """An argparse type: a number within low..high (below high if open_end)."""
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (low <= value <= high) or (open_end and value == high) or math.isinf(value):
-            most = "" if math.isinf(high) else f" and {'below' if open_end else 'at most'} {high:g}"
-            kind_name = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text} is not {kind_name} of at least {low:g}{most}")
-        return value
-
-    return parse
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Appends the default to a flag's help, but for flags that are off or derive theirs."""
 
@@ -155,7 +138,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag(
         "--dropout_rate",
-        type=number(float, 0, 1, open_end=True),
+        type=data.number(float, 0, 1, open_end=True),
         metavar="RATE",
         help="of the reduced maps and the attention; more where training fits and tests don't "
         "(default: 0.3; 0.4 for smart_iqa_*: of the reduced maps and the target network)",
@@ -202,21 +185,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag(
         "--split_seed",
-        type=number(int, 0),
+        type=data.number(int, 0),
         metavar="N",
         help="of the random split and of --val_fraction (default: 0; with --preset "
         "hyperiqa_paper the --seed, so that every seed has its own split)",
     )
     flag(
         "--val_fraction",
-        type=number(float, 0, 0.5),
+        type=data.number(float, 0, 0.5),
         metavar="F",
         help="part of training to validate on where a data set has no validation images (default: "
         "0.1 for biq2021, else 0)",
     )
     flag(
         "--resize",
-        type=number(int, 32, 8192),
+        type=data.number(int, 32, 8192),
         nargs=2,
         metavar=("H", "W"),
         help="height and width of every image before crops (default: 512 384 for koniq-10k as in "
@@ -225,21 +208,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag(
         "--patch_size",
-        type=number(int, 32, 8192),
+        type=data.number(int, 32, 8192),
         default=224,
         metavar="N",
         help="side of a crop, pixels",
     )
     flag(
         "--train_patch_num",
-        type=number(int, 1, 1000),
+        type=data.number(int, 1, 1000),
         default=25,
         metavar="N",
         help="random crops an image and epoch; fewer for a shorter run",
     )
     flag(
         "--test_patch_num",
-        type=number(int, 1, 1000),
+        type=data.number(int, 1, 1000),
         default=25,
         metavar="N",
         help="crops whose mean is an image's score; a square number for a grid; center takes 1",
@@ -285,38 +268,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag = group.add_argument
     flag(
         "--epochs",
-        type=number(int, 1, 10_000),
+        type=data.number(int, 1, 10_000),
         default=10,
         metavar="N",
         help="passes over the training images; the rates fall over all of them",
     )
     flag(
         "--batch_size",
-        type=number(int, 1, 65_536),
+        type=data.number(int, 1, 65_536),
         default=32,
         metavar="N",
         help="crops a step; fewer when memory runs out, which changes training",
     )
     flag(
         "--lr",
-        type=number(float, 0, 1),
+        type=data.number(float, 0, 1),
         default=1e-4,
         metavar="X",
         help="initial rate of the backbone; more from random weights",
     )
     flag(
         "--lr_ratio",
-        type=number(float, 0, 10_000),
+        type=data.number(float, 0, 10_000),
         default=10.0,
         metavar="X",
         help="rate of the new layers over that of the backbone",
     )
     flag(
-        "--weight_decay", type=number(float, 0, 1), default=1e-4, metavar="X", help="of --optimizer"
+        "--weight_decay",
+        type=data.number(float, 0, 1),
+        default=1e-4,
+        metavar="X",
+        help="of --optimizer",
     )
     flag(
         "--gradient_clip",
-        type=number(float, 0),
+        type=data.number(float, 0),
         default=1.0,
         metavar="NORM",
         help="gradients of a larger norm are scaled down to it; 0: none are",
@@ -330,7 +317,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag(
         "--seed",
-        type=number(int, 0, 2**32 - 1),
+        type=data.number(int, 0, 2**32 - 1),
         default=42,
         metavar="N",
         help="of initial weights, dropout and training crops",
@@ -353,7 +340,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag(
         "--workers",
-        type=number(int, 0, 256),
+        type=data.number(int, 0, 256),
         metavar="N",
         help="processes that cut crops from a store on the CPU; results don't depend on it "
         "(default: 0 on the CPU, 4 on CUDA)",
@@ -362,7 +349,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--checkpoint_dir", default="checkpoints", metavar="DIR", help="for the checkpoints")
     flag(
         "--save_minutes",
-        type=number(float, 0, 1e6),
+        type=data.number(float, 0, 1e6),
         default=10,
         metavar="X",
         help="_last.pth is written so often within an epoch, besides at its end",

@@ -53,6 +53,9 @@ def test_koniq_labels_from_the_split_lists_alone(koniq10k):
     assert count_splits(table) == {"train": 6, "val": 0, "test": 3}
     assert table["mos"].tolist() == with_csv["mos"][with_csv["split"] != "val"].tolist()
     assert "koniq_train.json" in source
+    drawn, _ = read_labels("koniq-10k", koniq10k, split="random")  # the lists are labels alone
+    assert dict(zip(drawn["image"], drawn["mos"])) == dict(zip(table["image"], table["mos"]))
+    assert count_splits(drawn) == {"train": 7, "val": 0, "test": 2}
 
 
 def test_scores_of_1_to_5_are_refused(koniq10k):
@@ -62,6 +65,13 @@ def test_scores_of_1_to_5_are_refused(koniq10k):
     (koniq10k / "koniq10k_scores_and_distributions.csv").unlink()
     with pytest.raises(DataError, match=f"{path.name}: its MOS is on 1..5"):
         read_labels("koniq-10k", koniq10k)
+
+
+def test_zscores_of_1_to_5_are_refused(koniq10k):
+    write_koniq_csvs(koniq10k, ["1000.jpg", "1001.jpg"], [3.1, 4.2], ["training", "test"])
+    (koniq10k / "koniq10k_distributions_sets.csv").unlink()
+    with pytest.raises(DataError, match="its MOS_zscore is on 1"):
+        read_labels("koniq-10k", koniq10k, split="random")
 
 
 def test_split_lists_on_1_to_5_are_no_labels(koniq10k):
@@ -271,6 +281,13 @@ def test_a_missing_data_folder_is_named(tmp_path):
 # Image files
 
 
+def test_a_data_folder_that_is_not_utf_8_is_named(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff")
+    os.mkdir(folder)
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_labels("biq2021", folder)
+
+
 def saved(path, image, **options):
     image.save(path, **options)
     return data.decode(path, image.height, image.width)
@@ -386,6 +403,45 @@ def test_all_bad_files_are_named_at_once(biq2021, tmp_path):
     ):
         assert f"Images/{name}: " in message
     assert sorted(p.suffix for p in (tmp_path / "store").iterdir()) == [".lock"]
+
+
+def progressive(path) -> bytes:
+    saved = BytesIO()
+    Image.open(path).resize((256, 256)).save(saved, "JPEG", progressive=True)
+    return saved.getvalue()
+
+
+def test_a_jpeg_padded_with_zeros_is_named(biq2021, tmp_path):
+    images = biq2021 / "Images"
+    whole = (images / "ss01 (0).jpg").read_bytes()
+    thumbnail = b"\xff\xe1" + (len(whole) + 2).to_bytes(2, "big") + whole  # has an end of its own
+    for name, file in (
+        ("ss01 (0).jpg", whole),
+        ("ss01 (3).jpg", whole[:2] + thumbnail + whole[2:]),
+        ("ss01 (4).jpg", progressive(images / "ss01 (4).jpg")),
+    ):
+        (images / name).write_bytes(file[:-100] + bytes(100))
+    with pytest.raises(DataError) as error:
+        open_store(biq2021, tmp_path)
+    message = str(error.value)
+    assert message.startswith("3 of 17 files under")
+    assert message.count("jpg: a JPEG without its end: cut short, or padded") == 3
+
+
+def test_whole_jpegs_with_more_around_their_pixels_are_read(tmp_path):
+    path = tmp_path / "photo.jpg"
+    photo(path, 90)
+    whole = path.read_bytes()
+    pixels = data.decode(path, 48, 40)
+    thumbnail = b"\xff\xe1" + (len(whole) + 2).to_bytes(2, "big") + whole
+    for file in (
+        whole + bytes(5000),  # as cameras append films and padding
+        whole + b"\xff\xda more",
+        whole[:2] + thumbnail + whole[2:],
+        whole[:2] + b"\xff\xff" + whole[2:],  # bytes that fill
+    ):
+        path.write_bytes(file)
+        assert (data.decode(path, 48, 40) == pixels).all()
 
 
 def test_an_image_bomb_is_refused(biq2021, tmp_path, monkeypatch):

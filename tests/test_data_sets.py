@@ -347,3 +347,13 @@ def test_a_folder_is_checked(koniq10k, tmp_path, capsys):
     (images / "1002.jpg").unlink()
     said = checked(capsys, "--data_path", koniq10k, status=1)
     assert "1 of 11 images are missing" in said.err
+
+
+@pytest.mark.parametrize(
+    "flags", [["--split_seed", "-1"], ["--val_fraction", "7"], ["--resize", "0", "-1"]]
+)
+def test_the_check_refuses_the_numbers_that_training_refuses(koniq10k, capsys, flags):
+    sys.argv = ["data_loader", "--data_path", str(koniq10k), *flags]
+    with pytest.raises(SystemExit):
+        data.main()
+    assert f"argument {flags[0]}: {flags[1]} is not a" in capsys.readouterr().err
