@@ -58,8 +58,15 @@ def load_model(
         except WeightsError as error:
             raise RunError(str(error)) from error
         flags = vars(train.parse_args(["--preset", "hyperiqa_paper"]))
-        model.config = {"model": published, "flags": flags}
-        return model.to(train.choose_device(device))
+        device = train.choose_device(device)
+        model.config = {
+            "model": published,
+            "flags": flags,
+            "device": device.type,
+            "precision": "off",  # as its authors trained
+            "split_unknown": True,
+        }
+        return model.to(device)
     state = train.load_checkpoint(Path(checkpoint))
     flags = state["config"]["flags"] | {"backbone_weights": "none"}
     model = train.build_model(argparse.Namespace(**flags), initial_score=50.0)
@@ -267,10 +274,16 @@ def test_on(
 
     split: 'test', or 'all' images. On the data set that the model was trained on, split, resize and
     crops are those of its training, so that its figures come out again. Another one is read as it
-    is by default, with the resize that the literature uses for it.
+    is by default, with the resize that the literature uses for it. RunError where it is not known
+    which images a published checkpoint was trained on, and they may be among those to test.
     """
     config, device = model.config, next(model.parameters()).device
     options = argparse.Namespace(**config["flags"])
+    if dataset == options.dataset and config.get("split_unknown"):
+        raise RunError(
+            f"--test_on {dataset}: the published checkpoint was trained on a random 80% of it, and "
+            "it isn't known which: most of any test images are among them; test on another data set"
+        )
     if dataset != options.dataset:
         plain = train.parse_args(["--dataset", dataset])
         for name in ("dataset", "resize", "split", "split_seed", "val_fraction"):

@@ -183,6 +183,14 @@ def test_prediction_takes_the_published_checkpoint(published, tmp_path, capsys):
     assert path == str(tmp_path / "a.png") and abs(float(score)) < 1000
 
 
+def test_it_is_not_tested_on_the_data_set_it_was_trained_on(published, koniq10k, capsys):
+    # on which images of it is not known
+    arguments = ["--checkpoint", published[0], "--model", "hyperiqa"]
+    sys.argv = ["predict", *map(str, arguments), "--test_on", f"koniq-10k={koniq10k}"]
+    assert predict.main() == 1
+    assert "it isn't known which" in capsys.readouterr().err
+
+
 def test_other_files_are_not_taken_for_it(published, tmp_path):
     path = tmp_path / "other.pkl"
     state = dict(published[1])
