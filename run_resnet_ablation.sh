@@ -193,7 +193,7 @@ figures() { # LABEL METRIC NAME: 'mean spread' over the seeds, or 'median spread
     value=$(metric "$1" "$2" "$log_dir/$(run_name "$3" "$seed").log") || return 1
     values+=("$value")
   done
-  printf '%s\n' "${values[@]}" | sort -g | awk -v median="$((splits > 1))" '
+  printf '%s\n' "${values[@]}" | LC_ALL=C sort -g | LC_ALL=C awk -v median="$((splits > 1))" '
     { x[NR] = $1; sum += $1 }
     END { mean = sum / NR
           middle = median ? (x[int((NR + 1) / 2)] + x[int(NR / 2) + 1]) / 2 : mean
@@ -202,13 +202,19 @@ figures() { # LABEL METRIC NAME: 'mean spread' over the seeds, or 'median spread
           else printf "%.4f %.4f\n", middle, sqrt(squares / (NR - 1)) }'
 }
 
-chosen_figures() { # NAME: as figures; 'none -' where no run has validation images
+chosen_figures() { # NAME: as figures; 'none -' where no run has validation images, and
+  # 'undefined -' where those of a run are too few, or alike, to choose an epoch by
   figures Validation-Chosen SRCC "$1" && return
-  local seed
+  local seed log word=none
   for seed in "${seeds[@]}"; do
-    grep -qs "^No validation images" "$log_dir/$(run_name "$1" "$seed").log" || return 1
+    log=$log_dir/$(run_name "$1" "$seed").log
+    if grep -qs "^Validation-Chosen Test SRCC: " "$log"; then
+      word=undefined
+    else
+      grep -qs "^No validation images" "$log" || return 1
+    fi
   done
-  echo "none -"
+  echo "$word -"
 }
 
 cell() { # 'mean spread' -> what the table shows
@@ -260,7 +266,7 @@ table() { # prints the table; status 1 when a figure is missing
 }
 
 difference() { # SRCC BASE: '+0.0012 +0.13', or dashes where there is none to compare with
-  awk -v x="$1" -v base="$2" 'BEGIN {
+  LC_ALL=C awk -v x="$1" -v base="$2" 'BEGIN {
     if (base == "") print "- -"
     else if (base <= 0) printf "%+.4f -\n", x - base
     else printf "%+.4f %+.2f\n", x - base, 100 * (x - base) / base }'

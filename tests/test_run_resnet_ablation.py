@@ -37,7 +37,8 @@ esac
 srcc=0.9$((seed % 10))${name:3:1}0
 echo "Best Test SRCC: $srcc  (epoch 2, chosen on the test images themselves: optimistic)"
 echo "Best Test PLCC: 0.9500  (epoch 2, chosen on the test images themselves: optimistic)"
-echo "Validation-Chosen Test SRCC: 0.8$((seed % 10))00  (epoch 1, chosen on the validation images)"
+chosen="0.8$((seed % 10))00  (epoch 1, chosen on the validation images)"
+echo "Validation-Chosen Test SRCC: ${CHOSEN:-$chosen}"
 echo "Last Test SRCC: -0.0100  (epoch 3, not chosen)"
 """
 
@@ -54,7 +55,7 @@ def stand_in(tmp_path):
 def ablation(run_script, stand_in, tmp_path):
     """Run the script with the stand-in; returns the process, with `.folder` of its logs."""
 
-    def run(*arguments, failing="none", hanging="none", forgetting="none"):
+    def run(*arguments, failing="none", hanging="none", forgetting="none", **environment):
         done = run_script(
             "run_resnet_ablation.sh",
             *arguments,
@@ -63,6 +64,7 @@ def ablation(run_script, stand_in, tmp_path):
             FAILING=failing,
             HANGING=hanging,
             FORGETTING=forgetting,
+            **environment,
         )
         folders = sorted((run_script.folder / "logs").glob("resnet_ablation_*"))
         done.folder = folders[-1] if folders else None
@@ -121,6 +123,22 @@ def test_differences_are_to_the_baseline(ablation):
         "+ multi-scale": ["0.9220", "0.9500", "+0.0010", "+0.11", "0.8200", "-0.0100"],
         "+ attention": ["0.9230", "0.9500", "+0.0020", "+0.22", "0.8200", "-0.0100"],
     }
+
+
+def test_figures_keep_their_point_where_numbers_are_written_with_a_comma(ablation, tmp_path):
+    made = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")]
+    if not shutil.which("localedef") or subprocess.run(made, capture_output=True).returncode:
+        pytest.skip("no locale with a decimal comma can be made on this machine")
+    german = {"LOCPATH": str(tmp_path), "LC_ALL": "de_DE.UTF-8"}
+    done = ablation("--seeds", "41,43", **german)
+    assert rows(done.stdout)["baseline"][:2] == ["0.9210+-0.0141", "0.9500+-0.0000"]
+    assert rows(done.stdout)["+ attention"][2:4] == ["+0.0020", "+0.22"]
+
+
+def test_a_run_whose_validation_images_choose_nothing_is_no_failure(ablation):
+    done = ablation(CHOSEN="undefined (fewer than two images)")
+    assert done.returncode == 0
+    assert rows(done.stdout)["+ attention"][4:] == ["undefined", "-0.0100"]
 
 
 def test_the_demo_draws_its_data_and_says_that_it_is_a_demo(ablation):
