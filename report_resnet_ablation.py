@@ -947,7 +947,7 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
             MODELS[r.model][0],
             str(r.seed),
             r.config["data_fingerprint"],
-            r.config["git_commit"],
+            " then ".join(commits(r.config)),
             r.config["versions"]["torch"],
             str(r.config["started"])[:19],
         ]
@@ -966,6 +966,12 @@ def blocks(s: Statistics, problems: list[str], figures: list[tuple[str, str]]) -
         )
     )
     return out
+
+
+def commits(config: dict) -> list[str]:
+    """The commits that a run was trained with, in turn: several where another one resumed it."""
+    before = [part["before"].get("git_commit") for part in config.get("resumed", [])]
+    return [c for c in dict.fromkeys([*before, config["git_commit"]]) if c]
 
 
 def selection_words(selection: str) -> str:

@@ -84,7 +84,9 @@ FREE_FLAGS = {  # what a resumed run may change: it decides where things lie, an
     *("data_path", "store_dir", "store_device", "workers", "device", "amp", "compile"),
     *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name"),
 }
-MACHINE = ("device", "device_name", "store_device", "threads", "versions")  # of a configuration
+MACHINE = (  # of a configuration: what a resumed run may be otherwise in, besides FREE_FLAGS
+    *("device", "device_name", "store_device", "threads", "versions", "git_commit"),
+)
 
 
 class RunError(RuntimeError):
@@ -336,7 +338,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag(
         "--compile",
         action="store_true",
-        help="torch.compile the network (CUDA graphs on a GPU): minutes at the start, faster steps",
+        help="torch.compile the network (CUDA graphs on a GPU): minutes at the start, faster "
+        "steps; in one process",
     )
     flag(
         "--workers",
@@ -833,7 +836,7 @@ def best_epoch(records: list[dict], split: str) -> dict | None:
     return max(ranked, key=lambda r: r[f"{split}_srcc"], default=None)
 
 
-UNDEFINED = "scores or labels that are all the same, or not finite"
+UNDEFINED = "fewer than two images, or scores or labels all the same or not finite"
 
 
 def closing_lines(records: list[dict]) -> str:
@@ -1355,6 +1358,11 @@ class Run:
         }
         save_checkpoint(self.last_path, state, before=self.before_path)
 
+    def save_best(self) -> None:
+        """Write `_best.pth`: after `_last.pth`, so that its epoch is always one on record."""
+        if self.last_path:
+            save_checkpoint(self.best_path, self.content() | {"chosen_on": "test"})
+
     def content(self) -> dict:
         """What every checkpoint holds."""
         return {"model": self.model.state_dict(), "config": self.config, "epochs": self.epochs}
@@ -1365,7 +1373,7 @@ class Run:
 
         check_same_run(state["config"], self.config)
         present, self.config = self.config, state["config"]
-        for what in ("device_name", "threads", "versions"):
+        for what in ("device_name", "threads", "versions", "git_commit"):
             old, new = self.config[what], present[what]
             if old != new and self.ranks.is_first:
                 print(f"resumed with another {what}: not the same to the last bit ({old}; {new})")
@@ -1426,12 +1434,35 @@ class Run:
                 flush=True,
             )
             self.write_outputs()
+            self.take_over_checkpoints()
             return
         if args.resume:
             print(f"nothing to resume from in {checkpoint_dir} yet: begins anew", flush=True)
         claim(self.record_path(), self.config, again=bool(args.resume))
-        for path in (self.best_path, self.last_path) if checkpoint_dir else ():
-            keep_earlier(path)
+        if checkpoint_dir:
+            for path in (self.best_path, self.last_path, self.before_path):
+                keep_earlier(path)
+
+    def take_over_checkpoints(self) -> None:
+        """Of a resumed run: set aside what isn't of its past, and see to `_best.pth`."""
+        for path in (self.best_path, self.last_path, self.before_path):
+            if path.exists() and not self.is_past(path):
+                keep_earlier(path)
+        best = best_epoch(self.epochs, "test")
+        if best and best is self.epochs[-1] and not len(self.earlier_scores):
+            self.save_best()  # of the network as it is now: it may have come to `_last.pth` alone
+        elif best and not self.best_path.exists():
+            print(f"no {self.best_path.name} until an epoch is better than epoch {best['epoch']}")
+
+    def is_past(self, path: Path) -> bool:
+        """Whether a checkpoint is whole, and of an epoch that this run has on record."""
+        try:
+            state = load_checkpoint(path)
+        except RunError:
+            return False
+        epochs = state["epochs"]
+        of_this_run = state["config"]["started"] == self.config["started"]
+        return of_this_run and epochs == self.epochs[: len(epochs)]
 
     def record_path(self) -> Path:
         return self.log_dir / f"{self.args.run_name}.jsonl"
@@ -1502,9 +1533,9 @@ class Run:
                     print(HEADER)
                 print(epoch_row(record), flush=True)
                 self.write_outputs()
-                if self.last_path and best_epoch(self.epochs, "test") is record:
-                    save_checkpoint(self.best_path, self.content() | {"chosen_on": "test"})
             self.save_last()
+            if self.ranks.is_first and best_epoch(self.epochs, "test") is record:
+                self.save_best()
         if self.ranks.is_first:
             if self.last_path:
                 self.before_path.unlink(missing_ok=True)
@@ -1564,7 +1595,7 @@ def run(args: argparse.Namespace) -> None:
         if "DataLoader worker" in str(error):
             raise RunError(
                 f"a process that cuts crops has died ({str(error).splitlines()[0]}): give more "
-                "memory, or --workers 0"
+                "memory (in a container: shared memory), or --workers 0"
             ) from error
         if ranks.count == 1 or not died_elsewhere(error):
             raise

@@ -44,6 +44,7 @@ EVENTS = {
     "the end of an epoch": lambda at: dies_at(train, "agreement", at),
     "half of a checkpoint": lambda at: dies_at(torch, "save", at, lambda _, f: f.write(b"PK half")),
     "before a rename": lambda at: dies_at(data_loader.os, "replace", at),
+    "before the best checkpoint": lambda at: dies_at(train.Run, "save_best", at),
     "before a sync": lambda at: dies_at(data_loader.os, "fsync", at),
 }
 for line in sys.stdin:
@@ -331,6 +332,60 @@ def test_damaged_and_foreign_files_are_refused(undisturbed, halfway, tmp_path):
     best = out / "resnet_improved_ms_att_best.pth"
     with pytest.raises(train.RunError, match=r"not a _last\.pth"):
         go_on(undisturbed[0], out, "--resume", best)
+
+
+def checkpoint_runs(out: Path) -> dict[str, str]:
+    """When the run of each checkpoint in a folder began, by the checkpoint's name."""
+    return {
+        path.name: torch.load(path, weights_only=True)["config"]["started"]
+        for path in out.glob("*.pth")
+    }
+
+
+def test_another_runs_checkpoints_are_kept_by_a_run_resumed_beside_them(
+    driver, undisturbed, halfway, tmp_path, capfd
+):
+    folder, wanted = undisturbed
+    out = tmp_path / "out"
+    assert driver(argv(folder, out, "--seed", 7), log=tmp_path / "log") == 0
+    theirs = checkpoint_runs(out)
+    last = halfway / "resnet_improved_ms_att_last.pth"
+    (out / "run.jsonl").unlink()  # else it is that record which is in the way
+    go_on(folder, out, "--resume", last)
+    said = capfd.readouterr().out
+    assert said.count("is kept as resnet_improved_ms_att_") == len(theirs)
+    now = checkpoint_runs(out)
+    assert sorted(now.values()).count(theirs["resnet_improved_ms_att_last.pth"]) == len(theirs)
+    assert now["resnet_improved_ms_att_last.pth"] == checkpoint_runs(halfway)[last.name]
+    assert (out / "run_predictions.csv").read_bytes() == wanted["predictions"]
+
+
+def test_a_new_run_never_goes_on_from_an_earlier_ones_checkpoint(
+    driver, undisturbed, halfway, tmp_path, capfd
+):
+    folder = undisturbed[0]
+    out = copy(halfway, tmp_path / "out")
+    assert (out / "resnet_improved_ms_att_before.pth").exists()
+    command = argv(folder, out, "--log_dir", tmp_path / "new")
+    named = command.index("--run_name")
+    del command[named : named + 2]
+    at = {"event": "a step of training or evaluation", "at": 1}
+    assert driver(command, **at, log=tmp_path / "log") == -signal.SIGKILL
+    train.run(train.parse_args([*map(str, command), "--resume"]))
+    assert "nothing to resume from" in capfd.readouterr().out
+
+
+def test_the_best_epoch_has_its_checkpoint_when_killed_before_it_was_written(
+    driver, undisturbed, tmp_path
+):
+    folder, wanted = undisturbed
+    out = tmp_path / "out"
+    epochs = [e["test_srcc"] for e in wanted["epochs"]]
+    nth = len([i for i, x in enumerate(epochs) if x > max(epochs[:i], default=-2)])
+    at = {"event": "before the best checkpoint", "at": nth}
+    assert driver(argv(folder, out), **at, log=tmp_path / "log") == -signal.SIGKILL
+    go_on(folder, out)
+    assert same(wanted, outcome(out))
 
 
 def test_a_finished_run_is_not_run_again(undisturbed, tmp_path, driver):
