@@ -183,6 +183,13 @@ def test_stage_weights_sum_to_one_and_scale_the_stages():
         torch.testing.assert_close(part[0], part[1] * weights[:, i, None, None, None])
 
 
+def test_stage_weights_sum_to_one_in_bfloat16_too():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, weights = build("ms_att").eval()(torch.randn(8, 3, 64, 64))
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.sum(1), torch.ones(8))
+
+
 def test_pooling_before_the_query_convolution_equals_the_paper_s_order():
     query = torch.nn.Conv2d(2048, 112, 1)
     maps = torch.randn(2, 2048, 7, 7)
