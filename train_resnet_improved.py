@@ -940,26 +940,37 @@ def load_checkpoint(path: Path) -> dict:
     return state
 
 
-def interrupted_state(resume: str, last_path: Path, before_path: Path) -> dict | None:
+def interrupted_state(
+    resume: str, last_path: Path, before_path: Path, started: str | None
+) -> dict | None:
     """What `--resume` goes on from; None where there is nothing yet.
 
-    Where the last checkpoint is damaged it takes the one before, and says so.
+    started: when the run began whose checkpoint it has to be, also among those that were set aside
+    for later runs'; None for any run. Where the last checkpoint is damaged it takes the one before,
+    and says so.
     """
     paths = [Path(resume)] if resume != "auto" else [last_path, before_path]
+    if started:
+        paths += sorted(last_path.parent.glob(f"{last_path.stem}.*.pth"), reverse=True)
     paths = [path for path in paths if path.is_file()]
     if not paths and resume != "auto":
         raise RunError(f"--resume {resume}: no such file")
+    damaged = None
     for path in paths:
         try:
             state = load_checkpoint(path)
         except RunError as error:
-            if path == paths[-1]:
-                raise
-            print(f"{error}; taking {paths[-1].name}, the one before", file=sys.stderr, flush=True)
+            damaged = damaged or error
+            continue
+        if started not in (None, state["config"]["started"]):
             continue
         if "crop_scores" not in state:
             raise RunError(f"--resume {path}: not a _last.pth, so there is nothing to go on from")
+        if damaged:
+            print(f"{damaged}; taking {path.name}, the one before", file=sys.stderr, flush=True)
         return state
+    if damaged:
+        raise damaged
     return None
 
 
@@ -1373,26 +1384,10 @@ class Run:
 
         check_same_run(state["config"], self.config)
         present, self.config = self.config, state["config"]
-        for what in ("device_name", "threads", "versions", "git_commit"):
-            old, new = self.config[what], present[what]
-            if old != new and self.ranks.is_first:
-                print(f"resumed with another {what}: not the same to the last bit ({old}; {new})")
-        now = {what: present[what] for what in MACHINE}
-        now["flags"] = {k: present["flags"][k] for k in FREE_FLAGS - {"resume", "run_name"}}
-        flags = self.config["flags"]
-        before = {what: self.config.get(what) for what in MACHINE}
-        before = {what: was for what, was in before.items() if was != now[what]}
-        before["flags"] = {k: v for k, v in flags.items() if now["flags"].get(k, v) != v}
-        self.config |= now | {"flags": flags | now["flags"]}
-        self.config["resumed"] = [
-            *self.config.get("resumed", []),
-            {
-                "at": timestamp(),
-                "epoch": len(state["epochs"]) + 1,
-                "crops": len(state["crop_scores"]),
-                "before": before,  # what was otherwise until then
-            },
-        ]
+        where = {k: present["flags"][k] for k in FREE_FLAGS - {"resume", "run_name"}}
+        if len(state["epochs"]) < self.args.epochs:  # else the present machine has no part in it
+            self.record_resumption(present, where, state)
+        self.config["flags"] |= where
         self.epochs = state["epochs"]
         self.judged = [[None if a is None else a.numpy() for a in j] for j in state["judged"]]
         self.earlier_scores = state["crop_scores"].numpy()
@@ -1402,6 +1397,26 @@ class Run:
         torch.set_rng_state(rng)
         if self.device.type == "cuda" and cuda_rng is not None:
             torch.cuda.set_rng_state(cuda_rng)
+
+    def record_resumption(self, present: dict, where: dict, state: dict) -> None:
+        """Note in the configuration what is otherwise from here on, and what it was before."""
+        for what in ("device_name", "threads", "versions", "git_commit"):
+            old, new = self.config[what], present[what]
+            if old != new and self.ranks.is_first:
+                print(f"resumed with another {what}: not the same to the last bit ({old}; {new})")
+        before = {what: self.config.get(what) for what in MACHINE}
+        before = {what: was for what, was in before.items() if was != present[what]}
+        before["flags"] = {k: v for k, v in self.config["flags"].items() if where.get(k, v) != v}
+        self.config |= {what: present[what] for what in MACHINE}
+        self.config["resumed"] = [
+            *self.config.get("resumed", []),
+            {
+                "at": timestamp(),
+                "epoch": len(state["epochs"]) + 1,
+                "crops": len(state["crop_scores"]),
+                "before": before,  # what was otherwise until then
+            },
+        ]
 
     def begin(self, log_dir: Path, checkpoint_dir: Path | None) -> None:
         """Take up an interrupted run, or claim the names of a new one."""
@@ -1414,9 +1429,7 @@ class Run:
             )
         state = None
         if args.resume:
-            state = interrupted_state(args.resume, self.last_path, self.before_path)
-            if state and args.run_name and not self.is_of_record(state):
-                state = None
+            state = self.interrupted()
             self.ranks.gather(None)  # nobody renames what another still reads
         if state:
             self.restore(state)
@@ -1428,11 +1441,11 @@ class Run:
             return
         print(describe(self.config), flush=True)
         if state:
-            print(
-                f"resumed     in epoch {len(self.epochs) + 1}, after {len(self.earlier_scores):,} "
-                f"of {self.crops:,} crops",
-                flush=True,
-            )
+            epoch, crops = len(self.epochs) + 1, len(self.earlier_scores)
+            if epoch > args.epochs:
+                print("resumed     nothing: finished already", flush=True)
+            else:
+                print(f"resumed     in epoch {epoch}, after {crops:,} of {self.crops:,} crops")
             self.write_outputs()
             self.take_over_checkpoints()
             return
@@ -1467,23 +1480,26 @@ class Run:
     def record_path(self) -> Path:
         return self.log_dir / f"{self.args.run_name}.jsonl"
 
-    def is_of_record(self, state: dict) -> bool:
-        """Whether a checkpoint is of the run whose record has this run's name, if there is one.
+    def interrupted(self) -> dict | None:
+        """What `--resume` goes on from: a given file, or the run of the record of this run's name.
 
-        RunError where it isn't and the record has epochs, which can't be gone on from then.
+        Without a name it is the last run of this model; None where there is nothing yet. RunError
+        where the record has epochs of a run that can't be gone on with.
         """
-        path = self.record_path()
-        if not path.exists():
-            return True
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        if lines and lines[0].get("started") == state["config"]["started"]:
-            return True
-        if len(lines) > 1:
+        args, lines = self.args, []
+        if args.run_name and self.record_path().exists():
+            lines = [json.loads(line) for line in self.record_path().read_text().splitlines()]
+        started = lines[0]["started"] if lines else None
+        if args.resume == "auto" and args.run_name and not started:
+            return None
+        wanted = started if args.resume == "auto" else None
+        state = interrupted_state(args.resume, self.last_path, self.before_path, wanted)
+        if len(lines) > 1 and (state is None or state["config"]["started"] != started):
             raise RunError(
-                f"--resume: {self.last_path} is not of the run that {path} records, whose "
-                "checkpoint is gone: give another --run_name to begin anew"
+                f"--resume: no checkpoint in {self.last_path.parent} is of the run that "
+                f"{self.record_path()} records: give another --run_name to begin anew"
             )
-        return False
+        return state
 
     def write_outputs(self) -> None:
         write_outputs(

@@ -375,6 +375,29 @@ def test_a_new_run_never_goes_on_from_an_earlier_ones_checkpoint(
     assert "nothing to resume from" in capfd.readouterr().out
 
 
+def test_the_same_command_with_another_log_folder_is_another_run(undisturbed, tmp_path, driver):
+    folder = undisturbed[0]
+    out, log = tmp_path / "out", tmp_path / "log"
+    assert driver(argv(folder, out, "--epochs", 1), log=log) == 0
+    command = argv(folder, out, "--epochs", 1, "--log_dir", tmp_path / "later", "--resume")
+    assert driver(command, log=log) == 0
+    assert "nothing to resume from" in log.read_text() and "is kept as" in log.read_text()
+    runs = checkpoint_runs(out)
+    assert len(set(runs.values())) == 2 and all("later" not in str(p) for p in out.iterdir())
+
+
+def test_an_interrupted_run_goes_on_after_another_one_took_its_names(
+    undisturbed, halfway, tmp_path, driver, capfd
+):
+    folder, wanted = undisturbed
+    out = copy(halfway, tmp_path / "out")
+    another = argv(folder, out, "--seed", 7, "--log_dir", tmp_path / "later")
+    assert driver(another, log=tmp_path / "log") == 0
+    go_on(folder, out)
+    assert "resumed     in epoch 2" in capfd.readouterr().out
+    assert (out / "run_predictions.csv").read_bytes() == wanted["predictions"]
+
+
 def test_the_best_epoch_has_its_checkpoint_when_killed_before_it_was_written(
     driver, undisturbed, tmp_path
 ):
@@ -396,6 +419,9 @@ def test_a_finished_run_is_not_run_again(undisturbed, tmp_path, driver):
     assert driver(argv(folder, out, "--resume"), log=log) == 0
     assert os.stat(out / "resnet_improved_ms_att_last.pth").st_mtime_ns == before
     assert log.read_text().count("Last Test SRCC") == 2
+    assert "finished already" in log.read_text()
+    config = json.loads((out / "run.jsonl").read_text().splitlines()[0])
+    assert "resumed" not in config
     assert same(wanted, outcome(out))
 
 
