@@ -379,13 +379,25 @@ def main() -> int:
     """The smoke test: 0 when all three configurations compute what they should."""
     torch.manual_seed(0)
     images = torch.randn(4, 3, 224, 224)
+    query = torch.randn(4, TARGET_WIDTHS[0])
+    rules = [(torch.randn(4, o, i), torch.randn(4, o)) for i, o in pairwise(TARGET_WIDTHS)]
     problems = []
 
     for name, (flags, expected) in CONFIGURATIONS.items():
-        model = ResNetImproved(**flags).eval()
+        model = ResNetImproved(**flags)
         count = sum(p.numel() for p in model.parameters())
-        scores, weights = model(images)
+        for module in model.modules():  # statistics of these images, as of a network in training
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        model.train()(images)
+        scores, weights = model.eval()(images)
         alone = torch.cat([model(image[None])[0] for image in images])
+        # A fresh network's scores differ little, those by random rules by about 1.
+        ruled = model.target_net(query, rules)
+        each = [
+            model.target_net(q[None], [(w[i, None], b[i, None]) for w, b in rules])
+            for i, q in enumerate(query)
+        ]
 
         print(f"{name}: {', '.join(f'{k}={v}' for k, v in flags.items())}")
         print(f"  parameters     {count:,} ({count / 1e6:.2f} M)")
@@ -402,6 +414,9 @@ def main() -> int:
             "a score that is not finite": bool(scores.isfinite().all()),
             "a score that depends on the other images": torch.allclose(
                 scores, alone, rtol=0, atol=5e-5
+            ),
+            "a target network that mixes images": torch.allclose(
+                ruled, torch.cat(each), rtol=0, atol=1e-4
             ),
             "stage weights where there is no attention, or none where there is": (
                 (weights is not None) == flags["use_attention"]

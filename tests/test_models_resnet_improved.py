@@ -356,6 +356,15 @@ def test_smoke_test_prints_what_it_promises(run_script):
     assert "w1=" in done.stdout and "w4=" in done.stdout and "sum=1.0000" in done.stdout
 
 
+def test_smoke_test_finds_mixed_images_in_every_configuration(monkeypatch, capsys):
+    forward = models.TargetNet.forward
+    monkeypatch.setattr(
+        models.TargetNet, "forward", lambda net, q, r: forward(net, q.mean(0, True).expand_as(q), r)
+    )
+    assert models.main() == 1
+    assert capsys.readouterr().err.count("a target network that mixes images") == 3
+
+
 def test_smoke_test_fails_when_something_is_off(monkeypatch, capsys):
     flags, parameters = CONFIGURATIONS["ss_noatt"]
     monkeypatch.setattr(models, "CONFIGURATIONS", {"ss_noatt": (flags, parameters + 1)})
