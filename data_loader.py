@@ -44,6 +44,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB i
 TEST_SEED = 2020  # of the crops that test and validation images are judged by, in every run
 STORE_VERSION = 1
 SECONDS_BETWEEN_LINES = 60  # of progress in a log file
+DEMO_MARKER = "demo.json"  # a file that the demo's folder has, so that its figures say so
 
 
 class DataError(ValueError):
@@ -95,7 +96,10 @@ def read_sheet(path: Path) -> "pd.DataFrame":
 
     other = path.with_suffix(".csv")
     if not path.is_file() and other.is_file():
-        return pd.read_csv(other, encoding="utf-8-sig")
+        try:
+            return pd.read_csv(other, encoding="utf-8-sig")
+        except (OSError, ValueError) as error:  # of the disk, its encoding or its form
+            raise DataError(f"{other}: can't be read as CSV ({first_line(error)})") from error
     try:
         return pd.read_excel(path)
     except ImportError as error:
@@ -768,6 +772,11 @@ def count_splits(table: "pd.DataFrame") -> dict[str, int]:
     return {s: int((table["split"] == s).sum()) for s in SPLITS}
 
 
+def label_fingerprint(table: "pd.DataFrame") -> str:
+    """12 hex digits that stand for images' names, scores and splits, whatever their pixels."""
+    return fingerprint(table.assign(crc32=0))
+
+
 def fingerprint(table: "pd.DataFrame") -> str:
     """12 hex digits that stand for images' names, pixels (as stored), scores and splits."""
     lines = (f"{r.image}\t{r.crc32:08x}\t{r.mos:.6f}\t{r.split}\n" for r in table.itertuples())
@@ -800,10 +809,13 @@ def decode(path: Path, height: int, width: int) -> np.ndarray:
     with Image.open(path) as image:
         if image.format in ("JPEG", "MPO"):
             check_jpeg_end(path)
+        image.load()  # which turns a TIFF, and drops what it says of it
         turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
         if image.mode.startswith("I") or image.mode == "F":
             values = np.asarray(image)
-            if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65535:
+            low, high = values.min(), values.max()
+            is_32_bit = image.mode == "I" and high < 256  # too dark to be 16-bit grey
+            if values.dtype.kind not in "iu" or low < 0 or high > 65535 or is_32_bit:
                 raise ValueError(f"pixels of mode {image.mode} that are not 16-bit grey")
             image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
         if turn is not None:
@@ -1347,10 +1359,10 @@ def colour_jitter(pixels: "Tensor", factors: "Tensor") -> "Tensor":
 
 def check_images(
     table: "pd.DataFrame", folder: Path, resize: tuple[int, int]
-) -> tuple[dict[tuple[int, int], int], list[str], list[str]]:
+) -> tuple[dict[tuple[int, int], int], list[str], list[list[str]]]:
     """Every image decoded: how many have each size (width, height), bad files, twins by content.
 
-    Twins are files of the same bytes, or of the same pixels once decoded and resized.
+    Twins are groups of files whose pixels are the same once decoded and resized.
     """
     from PIL import Image
 
@@ -1374,11 +1386,7 @@ def check_images(
                 continue
             sizes[size] = sizes.get(size, 0) + 1
             seen.setdefault(digest, []).append(image)
-    splits = dict(zip(images, table["split"]))
-    twins = [
-        " = ".join(f"{i} ({splits[i]})" for i in group) for group in seen.values() if len(group) > 1
-    ]
-    return sizes, bad, twins
+    return sizes, bad, [group for group in seen.values() if len(group) > 1]
 
 
 def number(kind: type, low: float, high: float = math.inf, *, open_end: bool = False):
@@ -1435,7 +1443,7 @@ def main() -> int:
     counts = count_splits(table)
     print(f"labels      {source}")
     print("images      " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
-    print("splits      no image and no content in two of them")
+    print("splits      no image in two of them")
     mos = table["mos"]
     print(f"MOS         {mos.min():.2f} to {mos.max():.2f}, mean {mos.mean():.2f}")
     histogram, edges = np.histogram(mos, bins=10, range=(0, 100))
@@ -1453,14 +1461,19 @@ def main() -> int:
         f"store       {needed / 1e9:.2f} GB at {resize[0]} x {resize[1]} (H x W); "
         f"{free / 1e9:.1f} GB free for {args.store_dir}"
     )
+    split_of = dict(zip(table["image"], table["split"]))
+    parted = [group for group in twins if len({split_of[image] for image in group}) > 1]
     print(f"twins       {len(twins)} groups of images with the same content")
-    for group in twins[:10]:
-        print(f"  {group}")
-    for line in bad:
-        print(f"error: {line}", file=sys.stderr)
+    for group in sorted(twins, key=lambda group: group not in parted)[:10]:
+        print("  " + " = ".join(f"{image} ({split_of[image]})" for image in group))
+    errors = list(bad)
+    if parted:
+        errors.append(f"{len(parted)} groups of twins are in two splits or more: keep one of each")
     if free < needed:
-        print("error: too little disk is free for the pixel store", file=sys.stderr)
-    if bad or free < needed:
+        errors.append("too little disk is free for the pixel store")
+    for line in errors:
+        print(f"error: {line}", file=sys.stderr)
+    if errors:
         return 1
     print("nothing is wrong" if not twins else "nothing is wrong but the twins")
     return 0

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_loader import Progress
+from data_loader import DEMO_MARKER, Progress
 
 WIDTH, HEIGHT = 512, 384
 LEAVES = 2000
@@ -148,7 +148,7 @@ def make_demo(folder: Path, *, counts: dict[str, int] = COUNTS, seed: int = 0) -
 
     made = {"made_by": "demo_dataset.py", "version": VERSION, "counts": counts, "seed": seed}
     if folder.exists():
-        marker = folder / "demo.json"
+        marker = folder / DEMO_MARKER
         known = json.loads(marker.read_text()) if marker.is_file() else {}
         if known == made:
             return False
@@ -176,7 +176,7 @@ def make_demo(folder: Path, *, counts: dict[str, int] = COUNTS, seed: int = 0) -
         write_labels(temporary, names, np.array([v for _, _, v in done]), counts)
         damage = {"damage": [d for d, _, _ in done], "amount": [round(a, 6) for _, a, _ in done]}
         pd.DataFrame({"image": names, **damage}).to_csv(temporary / "demo_damage.csv", index=False)
-        (temporary / "demo.json").write_text(json.dumps(made))
+        (temporary / DEMO_MARKER).write_text(json.dumps(made))
 
         if folder.exists():
             shutil.rmtree(folder)

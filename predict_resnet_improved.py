@@ -274,17 +274,23 @@ def test_on(
 
     split: 'test', or 'all' images. On the data set that the model was trained on, split, resize and
     crops are those of its training, so that its figures come out again. Another one is read as it
-    is by default, with the resize that the literature uses for it. RunError where it is not known
-    which images a published checkpoint was trained on, and they may be among those to test.
+    is by default, with the resize that the literature uses for it. RunError where images of its
+    training are among those to test, or may be.
     """
     config, device = model.config, next(model.parameters()).device
     options = argparse.Namespace(**config["flags"])
-    if dataset == options.dataset and config.get("split_unknown"):
+    trained_on_it = dataset == options.dataset
+    if trained_on_it and config.get("split_unknown"):
         raise RunError(
             f"--test_on {dataset}: the published checkpoint was trained on a random 80% of it, and "
             "it isn't known which: most of any test images are among them; test on another data set"
         )
-    if dataset != options.dataset:
+    if trained_on_it and split == "all":
+        raise RunError(
+            f"--test_on {dataset}: the checkpoint was trained on it, and --test_split all takes "
+            "its training images as well; give --test_split test"
+        )
+    if not trained_on_it:
         plain = train.parse_args(["--dataset", dataset])
         for name in ("dataset", "resize", "split", "split_seed", "val_fraction"):
             setattr(options, name, getattr(plain, name))
@@ -294,6 +300,8 @@ def test_on(
         options.test_crop, test_patch_num, options.test_patch_num
     )
     table, _ = train.load_data(options)
+    if trained_on_it:
+        check_same_split(config, table, data_path)
     if split == "all":
         table["split"] = "test"
     table = table[table["split"].isin(("val", "test"))].reset_index(drop=True)
@@ -321,6 +329,19 @@ def test_on(
     found = train.predictions_frame(0, judged, scores, weights).drop(columns="epoch")
     found.insert(0, "dataset", dataset)
     return found[found["split"] == "test"].reset_index(drop=True)
+
+
+def check_same_split(config: dict, table: "pd.DataFrame", data_path: str) -> None:
+    """RunError where a data set's labels or split are not those of a checkpoint's training."""
+    now, then = data.label_fingerprint(table), config.get("label_fingerprint")
+    if then is None:  # a checkpoint of before it was recorded
+        now, then = data.count_splits(table), config["images"]
+    if now != then:
+        raise RunError(
+            f"--test_on {config['flags']['dataset']}={data_path}: its labels or their split are "
+            f"not those that the checkpoint was trained with ({config['labels']}), so that images "
+            "of its training may be among those to test: give the same label and split files"
+        )
 
 
 def describe_test(name: str, trained_on: str, found: "pd.DataFrame") -> dict:

@@ -727,6 +727,8 @@ def is_published(config: dict) -> bool:
 
 def data_set(s: Statistics) -> str:
     config = s.runs[0].config
+    if config.get("demo"):
+        return "the demo's drawn scenes (not KonIQ-10k)"
     other = "" if is_published(config) else " (not the counts of a published split)"
     return config["flags"]["dataset"] + other
 

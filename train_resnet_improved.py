@@ -735,6 +735,8 @@ def configuration(
         "labels": source,
         "images": data.count_splits(table),
         "data_fingerprint": data.fingerprint(table),
+        "label_fingerprint": data.label_fingerprint(table),
+        "demo": Path(args.data_path, data.DEMO_MARKER).is_file(),
         "device": device.type,
         "device_name": cuda or platform.processor() or platform.machine(),
         "store_device": torch.device(store.device).type,

@@ -347,7 +347,15 @@ def test_every_exif_orientation_is_pillows(tmp_path, orientation):
     image.save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened))
-    assert (data.decode(tmp_path / "a.png", *expected.shape[:2]) == expected).all()
+    image.save(tmp_path / "a.tif", exif=exif)  # which Pillow turns by itself
+    for name in ("a.png", "a.tif"):
+        assert (data.decode(tmp_path / name, *expected.shape[:2]) == expected).all()
+
+
+def test_32_bit_grey_of_unknown_range_is_refused(tmp_path):
+    Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="not 16-bit grey"):
+        data.decode(tmp_path / "a.tif", 16, 16)
 
 
 def test_of_several_frames_the_first_counts(tmp_path):

@@ -337,9 +337,13 @@ def checked(capsys, *arguments, status=0):
 def test_a_folder_is_checked(koniq10k, tmp_path, capsys):
     images = koniq10k / "1024x768"
     (images / "1001.jpg").write_bytes((images / "1010.jpg").read_bytes())  # training = test
-    said = checked(capsys, "--data_path", koniq10k, "--store_dir", tmp_path / "store")
+    store = "--store_dir", tmp_path / "store"
+    said = checked(capsys, "--data_path", koniq10k, *store, status=1)
     assert "6 train, 2 val, 3 test" in said.out and "64x48 (11)" in said.out
     assert "1024x768/1001.jpg (train) = 1024x768/1010.jpg (test)" in said.out
+    assert "1 groups of twins are in two splits or more" in said.err
+    (images / "1001.jpg").write_bytes((images / "1002.jpg").read_bytes())  # both training
+    assert "nothing is wrong but the twins" in checked(capsys, "--data_path", koniq10k, *store).out
     assert not (tmp_path / "store").exists()  # it only reads
     (images / "1002.jpg").write_bytes(b"no image")
     said = checked(capsys, "--data_path", koniq10k, status=1)
@@ -347,6 +351,17 @@ def test_a_folder_is_checked(koniq10k, tmp_path, capsys):
     (images / "1002.jpg").unlink()
     said = checked(capsys, "--data_path", koniq10k, status=1)
     assert "1 of 11 images are missing" in said.err
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'Image name,MOS\n"1.jpg,5\n', b"Image name,MOS\n\xff,5\n"]
+)
+def test_a_sheet_saved_as_csv_that_is_none_is_named(tmp_path, content):
+    sheet = tmp_path / "Annotations" / "MOS and Image attribute scores.csv"
+    sheet.parent.mkdir()
+    sheet.write_bytes(content)
+    with pytest.raises(DataError, match=r"scores\.csv: can't be read as CSV"):
+        read_labels("spaq", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Scores for files and folders, and tests of checkpoints on data sets."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,21 @@ def test_a_test_gives_the_figures_of_the_training(trained, checkpoint, tmp_path,
     assert list(tested["image"]) == list(recorded["image"])
     assert np.allclose(tested["score"], recorded["score"], atol=2e-6)
     assert "trained on (rows), tested on (columns)" in said.out
+
+
+def test_images_of_the_training_are_never_tested(trained, checkpoint, tmp_path, capsys):
+    folder = tmp_path / "koniq-10k"
+    shutil.copytree(trained / "koniq-10k", folder)
+    arguments = ["--checkpoint", checkpoint, "--test_on", f"koniq-10k={folder}"]
+    assert (
+        "as well; give --test_split test"
+        in run(capsys, *arguments, "--test_split", "all", status=1).err
+    )
+    lists = {part: folder / f"koniq_{part}.json" for part in ("train", "test")}
+    texts = {part: path.read_text() for part, path in lists.items()}
+    lists["train"].write_text(texts["test"])
+    lists["test"].write_text(texts["train"])
+    assert "its labels or their split are not those" in run(capsys, *arguments, status=1).err
 
 
 def test_other_data_sets_are_tested_with_their_own_resize(trained, checkpoint, tmp_path, capsys):

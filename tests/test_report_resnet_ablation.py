@@ -380,6 +380,16 @@ def test_only_published_splits_stand_beside_the_literature(logs, capsys, monkeyp
     assert "TOPIQ" in text and "On the same backbone the improvements close" in text
 
 
+def test_the_demo_is_never_called_koniq(logs, capsys):
+    for path in logs.glob("*.jsonl"):
+        path.write_text(path.read_text().replace('"device":', '"demo": true, "device":', 1))
+    _, said, _ = reported(logs, capsys)
+    assert "Verdict on the demo's drawn scenes (not KonIQ-10k): " in said
+    for name in ("report.md", "table.tex", "paragraph.tex"):
+        text = (logs / name).read_text()
+        assert "the demo's drawn scenes" in text and "koniq-10k" not in text
+
+
 def test_it_needs_no_torch(logs):
     code = f"""
 import sys
