@@ -22,7 +22,8 @@ usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [--gpus N,N,...] [
 
 Trains the three configurations one after the other and prints their table.
 
-  --demo          on a small data set drawn on the spot, on a CPU, in at most 8 minutes
+  --demo          on a small data set drawn on the spot, on a CPU, in at most 8 minutes on two
+                  cores with bfloat16 (12 without)
   --seeds N,N,... repeat each configuration with these seeds; the table gives mean and spread
   --with_neighbours
                   HyperIQA and SMART-IQA as well, trained alike: six runs, and in the report the
@@ -41,7 +42,7 @@ Trains the three configurations one after the other and prints their table.
   FLAG...         given to every run: see 'python3 train_resnet_improved.py --help'
 
 Without arguments: KonIQ-10k in ./koniq-10k with the experiment's settings, about 15 minutes a
-configuration on a data-centre GPU (an estimate), about two days each on two CPU cores.
+configuration on a data-centre GPU (an estimate), one to two days each on two CPU cores.
 
 Examples:
   bash run_resnet_ablation.sh --demo
@@ -371,6 +372,11 @@ esac
 if [[ -n $neighbour ]]; then
   for flag in --dropout_rate --patch_size; do # rather than after three runs
     if [[ " ${flags[*]} " == *" $flag "* ]]; then fail "--with_neighbours goes without $flag: each model has its own"; fi
+  done
+  for i in "${!flags[@]}"; do
+    if [[ ${flags[i]} == --backbone_weights && ! ${flags[i + 1]:-} =~ ^(none|imagenet1k_v1)$ ]]; then
+      fail "--with_neighbours takes --backbone_weights none or imagenet1k_v1, which both backbones have"
+    fi
   done
   names+=(exp4_hyperiqa "exp5_$neighbour" "exp6_$neighbour")
   titles+=(HyperIQA "${neighbour#smart_iqa_} SMART-IQA" "- improvements")

@@ -260,6 +260,7 @@ def test_a_signal_ends_all_of_it(tmp_path, stand_in, signal_number, status):
         (["--no-use_attention"], "is what this script sets"),
         (["--model"], "--model takes a name"),
         (["--with_neighbours", "--dropout_rate=0.1"], "goes without --dropout_rate"),
+        (["--with_neighbours", "--backbone_weights", "r.pth"], "takes --backbone_weights none or"),
         (["--model", "hyperiqa", "--with_neighbours"], "without --model and --preset"),
         (["--preset", "smart_iqa", "--demo"], "--demo goes without --model and --preset"),
         (["--run_name", "x"], "is what this script sets"),
