@@ -384,7 +384,7 @@ def test_the_demo_is_never_called_koniq(logs, capsys):
     for path in logs.glob("*.jsonl"):
         path.write_text(path.read_text().replace('"device":', '"demo": true, "device":', 1))
     _, said, _ = reported(logs, capsys)
-    assert "Verdict on the demo's drawn scenes (not KonIQ-10k): " in said
+    assert "Verdict on the demo's drawn scenes (not KonIQ-10k), by one seed alone: " in said
     for name in ("report.md", "table.tex", "paragraph.tex"):
         text = (logs / name).read_text()
         assert "the demo's drawn scenes" in text and "koniq-10k" not in text
