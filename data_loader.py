@@ -814,8 +814,8 @@ def decode(path: Path, height: int, width: int) -> np.ndarray:
         if image.mode.startswith("I") or image.mode == "F":
             values = np.asarray(image)
             low, high = values.min(), values.max()
-            is_32_bit = image.mode == "I" and high < 256  # too dark to be 16-bit grey
-            if values.dtype.kind not in "iu" or low < 0 or high > 65535 or is_32_bit:
+            is_8_bit = image.mode == "I" and high < 256  # 8-bit values in 32 bits, or all but black
+            if values.dtype.kind not in "iu" or low < 0 or high > 65535 or is_8_bit:
                 raise ValueError(f"pixels of mode {image.mode} that are not 16-bit grey")
             image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
         if turn is not None:

@@ -984,19 +984,23 @@ def selection_words(selection: str) -> str:
     }[selection]
 
 
+def by_one_seed(s: Statistics) -> str:
+    """What stands before a verdict that rests on one seed; nothing where there are more."""
+    return ", by one seed alone" if len(s.pairs(FULL, BASELINE)) == 1 else ""
+
+
 def verdict_text(s: Statistics) -> str:
     if s.gain is None or not math.isfinite(s.gain.value):
         return f"Verdict on {data_set(s)}: {s.verdict}."
-    gain, seeds = s.gain, len(s.pairs(FULL, BASELINE))
+    gain = s.gain
     text = (
-        f"Verdict on {data_set(s)}{', by one seed alone' * (seeds == 1)}: {s.verdict}. "
-        "Multi-scale fusion and "
+        f"Verdict on {data_set(s)}{by_one_seed(s)}: {s.verdict}. Multi-scale fusion and "
         f"channel attention change the SRCC of the baseline by {percent(gain.value)}"
     )
     if math.isfinite(gain.low + gain.high):
         text += f" (95% {percent(gain.low)} to {percent(gain.high)})"
     text += f", {s.selection}."
-    if seeds == 1:
+    if by_one_seed(s):
         text += " One seed: what another seed would change is unknown, and not in the interval."
     if s.verdict == UNDECIDED:  # and no other reason
         crossed = any(gain.low < bound <= gain.high for bound in BOUNDS)
@@ -1181,7 +1185,7 @@ def paragraph_tex(s: Statistics) -> str:
             f" The {'mean ' * (s.splits > 1)}relative gain of both improvements is "
             f"{percent(s.gain.value)} "
             f"({percent(s.gain.low)} to {percent(s.gain.high)})"
-            f"{', by one seed alone' * (len(s.pairs(FULL, BASELINE)) == 1)}: {s.verdict}."
+            f"{by_one_seed(s)}: {s.verdict}."
         )
     if min((len(c["each"]) for c in s.comparisons), default=len(seeds)) == 1:
         text += " With one seed the variance between training runs is not part of the intervals."
