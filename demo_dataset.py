@@ -1,15 +1,15 @@
-"""The embedded default: a small data set drawn on the spot, laid out as KonIQ-10k is.
+"""Generate a small synthetic data set in the layout of KonIQ-10k, for the demo and for tests.
 
     python3 demo_dataset.py demo/koniq-10k
 
-draws 480 scenes in about 20 s on two cores, each spoiled by one kind of damage of a known amount,
-and writes photographs (512x384/), labels, official split and split JSONs under KonIQ-10k's names,
-so that they go through the same loader. demo_damage.csv says what was done to each image.
+generates 480 scenes in about 20 s on two cores. Each scene gets one kind of distortion of a known
+amount. Images (512x384/), labels, the official split and the split JSONs have KonIQ-10k's names, so
+that the same reader is used. demo_damage.csv records the distortion of each image.
 
 Scenes are dead leaves: discs that occlude each other, with radii distributed as r^-3 and a texture
-of 1/f amplitude, whose statistics are close to those of natural images (Lee, Mumford and Huang,
+of 1/f amplitude. Their statistics are close to those of natural images (Lee, Mumford and Huang,
 Occlusion Models for Natural Images, IJCV 41, 2001). Scores are votes of simulated observers on the
-known damage; they say nothing about people.
+known distortion; they say nothing about people.
 """
 
 import argparse
@@ -26,18 +26,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_loader import DEMO_MARKER, Progress
+from datasets.labels import DEMO_MARKER
+from progress import Progress
 
 WIDTH, HEIGHT = 512, 384
 LEAVES = 2000
-RADII = (10.0, 500.0)  # pixels at twice the size, where scenes are drawn
+RADII = (10.0, 500.0)  # pixels, at twice the final size
 OBSERVERS = 100
 COUNTS = {"training": 320, "validation": 60, "test": 100}
-VERSION = 1  # of what is drawn; a folder of another version is drawn again
+VERSION = 1  # of the generator; a folder of another version is generated again
 
 
 def draw_scene(rng: np.random.Generator) -> Image.Image:
-    """A dead-leaves scene, RGB, WIDTH x HEIGHT; drawn at twice the size for smooth edges."""
+    """A dead-leaves scene, RGB, WIDTH x HEIGHT; drawn at twice the size, for smooth edges."""
     width, height = 2 * WIDTH, 2 * HEIGHT
     low, high = RADII
     radii = (rng.random(LEAVES) * (high**-2 - low**-2) + low**-2) ** -0.5  # density r^-3
@@ -51,7 +52,7 @@ def draw_scene(rng: np.random.Generator) -> Image.Image:
 
     light, tint = rng.normal(128, 25), rng.normal(0, 15, 3)
     colours = light + tint + rng.normal(0, 45, (LEAVES + 1, 1)) + rng.normal(0, 20, (LEAVES + 1, 3))
-    grain = rng.gamma(2.0, 6.0, LEAVES + 1)  # each leaf's amplitude of texture
+    grain = rng.gamma(2.0, 6.0, LEAVES + 1)  # amplitude of each leaf's texture
     index = np.asarray(leaves)
     pixels = colours[index] + (grain[index] * pink_noise(rng, height, width))[..., None]
     scene = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
@@ -59,10 +60,10 @@ def draw_scene(rng: np.random.Generator) -> Image.Image:
 
 
 def pink_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Noise whose amplitude falls as 1/f, of mean 0 and variance 1: float64 (height, width)."""
+    """Noise with 1/f amplitude, mean 0 and variance 1: float64 (height, width)."""
     spectrum = np.fft.rfft2(rng.standard_normal((height, width)))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
-    frequency[0, 0] = np.inf  # no mean
+    frequency[0, 0] = np.inf  # mean 0
     noise = np.fft.irfft2(spectrum / frequency, (height, width))
     return noise / noise.std()
 
@@ -93,7 +94,8 @@ def coarsen(scene: Image.Image, amount: float, rng: np.random.Generator) -> Imag
     return small.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
 
 
-DAMAGES = {
+# Each takes a scene, an amount (0..1) and a random generator.
+DISTORTIONS = {
     "blur": blur,
     "jpeg": compress,
     "noise": add_noise,
@@ -102,19 +104,25 @@ DAMAGES = {
 }
 
 
-def make_image(path: Path, seed: int, number: int) -> tuple[str, float, np.ndarray]:
-    """Draw, spoil and save scene `number`: its damage, the amount (0..1), votes for 1 to 5 (5,)."""
-    rng = np.random.default_rng([seed, number])
-    damage = list(DAMAGES)[number % len(DAMAGES)]
+def make_image(path: Path, seed: int, index: int) -> tuple[str, float, np.ndarray]:
+    """Draw scene `index`, distort it and save it.
+
+    Returns the distortion's name, its amount (0..1), and the votes for the grades 1 to 5 (5,).
+    """
+    rng = np.random.default_rng([seed, index])
+    distortion = list(DISTORTIONS)[index % len(DISTORTIONS)]
     amount = float(rng.random())
-    spoiled = DAMAGES[damage](draw_scene(rng), amount, rng)
-    spoiled.save(path, "JPEG", quality=95, subsampling=0)
+    distorted = DISTORTIONS[distortion](draw_scene(rng), amount, rng)
+    distorted.save(path, "JPEG", quality=95, subsampling=0)
     votes = np.rint(rng.normal(4.6 - 3.2 * amount, 0.6, OBSERVERS)).clip(1, 5).astype(int)
-    return damage, amount, np.bincount(votes, minlength=6)[1:]
+    return distortion, amount, np.bincount(votes, minlength=6)[1:]
 
 
 def write_labels(folder: Path, names: list[str], votes: np.ndarray, counts: dict[str, int]) -> None:
-    """KonIQ-10k's two label files and two split lists from the votes (N, 5) for 1 to 5."""
+    """Write KonIQ-10k's two label files and two split lists, from the votes (N, 5) for 1 to 5.
+
+    counts: number of images of each set; names are in the order of the sets.
+    """
     import pandas as pd
 
     grades = np.arange(1, 6)
@@ -139,10 +147,10 @@ def write_labels(folder: Path, names: list[str], votes: np.ndarray, counts: dict
 
 
 def make_demo(folder: Path, *, counts: dict[str, int] = COUNTS, seed: int = 0) -> bool:
-    """Write the data set into `folder`; False if it was there already, of this very making.
+    """Write the data set into `folder`; False if the same data set is there already.
 
-    Written into a temporary folder that is renamed. Raises FileExistsError where `folder` holds
-    anything else.
+    counts: number of images of each set. The data set is written into a temporary folder, which is
+    then renamed. Raises FileExistsError if `folder` holds something else.
     """
     import pandas as pd
 
@@ -165,17 +173,18 @@ def make_demo(folder: Path, *, counts: dict[str, int] = COUNTS, seed: int = 0) -
             ProcessPoolExecutor(
                 len(os.sched_getaffinity(0)),
                 initializer=signal.signal,
-                initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is this process's business
+                initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is handled by this process
             ) as pool,
             closing(
                 pool.map(make_image, paths, [seed] * len(paths), range(len(paths)), chunksize=4)
             ) as jobs,
         ):
-            done = list(Progress("drawing scenes", len(paths), "images")(jobs))
+            done = list(Progress("generating scenes", len(paths), "images")(jobs))
 
         write_labels(temporary, names, np.array([v for _, _, v in done]), counts)
-        damage = {"damage": [d for d, _, _ in done], "amount": [round(a, 6) for _, a, _ in done]}
-        pd.DataFrame({"image": names, **damage}).to_csv(temporary / "demo_damage.csv", index=False)
+        kinds, amounts = [kind for kind, _, _ in done], [round(amount, 6) for _, amount, _ in done]
+        table = pd.DataFrame({"image": names, "damage": kinds, "amount": amounts})
+        table.to_csv(temporary / "demo_damage.csv", index=False)
         (temporary / DEMO_MARKER).write_text(json.dumps(made))
 
         if folder.exists():
@@ -188,7 +197,7 @@ def make_demo(folder: Path, *, counts: dict[str, int] = COUNTS, seed: int = 0) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the data set goes, such as demo/koniq-10k")
+    parser.add_argument("folder", type=Path, help="folder to write, such as demo/koniq-10k")
     args = parser.parse_args()
     try:
         new = make_demo(args.folder)
@@ -196,12 +205,11 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; no folder was made", file=sys.stderr)
+        print("stopped by Ctrl-C; no folder was written", file=sys.stderr)
         return 130
     counts = ", ".join(f"{n} {part}" for part, n in COUNTS.items())
-    print(
-        f"demo data set {'drawn in' if new else 'is there already:'} {args.folder}: {counts} images"
-    )
+    state = "generated in" if new else "exists already in"
+    print(f"demo data set {state} {args.folder}: {counts} images")
     return 0
 
 

@@ -2,7 +2,8 @@
 
     python3 models_hyperiqa.py
 
-prints parameters and shapes of both, offline and in a few seconds; 1 when anything is off.
+prints parameters and shapes of both, offline and in a few seconds; it exits with 1 if anything is
+not as designed.
 
 Letters in the shape comments: B images, C channels of the last or the fused maps. Sizes are those
 of a 224 x 224 input, which both models need.
@@ -28,6 +29,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from backbone_weights import load_backbone_weights, load_tensors, misfits
+from errors import WeightsError
+from experiment import CONFIGURATIONS, MODELS, configuration_name
 from models_resnet_improved import (
     MAP_SIZE,
     STAGE_CHANNELS,
@@ -35,39 +39,38 @@ from models_resnet_improved import (
     EqualWeights,
     StageAttention,
     TargetNet,
-    WeightsError,
-    load_backbone_weights,
-    load_tensors,
+    close,
+    print_forward_pass,
 )
 
 INPUT_SIZE = 224
 HYPER_CHANNELS = 112  # of the maps that the hyper network reads
-TARGET_WIDTHS = (224, 112, 56, 28, 14, 1)  # the target network, from its input to the score
+PUBLISHED_WIDTHS = (224, 112, 56, 28, 14, 1)  # the target network, from its input to the score
 SWIN_CHANNELS = {
     "tiny": (96, 192, 384, 768),
     "small": (96, 192, 384, 768),
     "base": (128, 256, 512, 1024),
 }
+COMPLETE = {"use_multiscale": True, "use_attention": True}  # HyperIQA's row has neither flag
 PARAMETERS = {
-    "hyperiqa": 27_375_369,
-    "smart_iqa_tiny": 29_523_015,
-    "smart_iqa_small": 50_840_919,
-    "smart_iqa_base": 89_113_989,
+    model: CONFIGURATIONS[configuration_name({"model": model, **COMPLETE})].parameters
+    for model in MODELS
+    if model != "resnet_improved"
 }
 
 
 class SwinBackbone(nn.Module):
     """torchvision's Swin Transformer without head, returning the maps of its four stages.
 
-    Its final LayerNorm is kept, as the published counts include it; the four maps don't pass it,
-    so that it is never trained.
+    Its final LayerNorm is kept, as the published counts include it; the four maps don't pass
+    through it, so it is never trained.
     """
 
     def __init__(self, size: str, weights: dict[str, Tensor] | None, *, drop_path_rate: float):
         super().__init__()
         swin = torchvision.models.get_model(f"swin_{size[0]}", weights=None)
         drops = [m for m in swin.modules() if isinstance(m, StochasticDepth)]
-        for depth, drop in enumerate(drops):  # torchvision's rule, at another rate than its own
+        for depth, drop in enumerate(drops):  # torchvision's rule, at this rate
             drop.p = drop_path_rate * depth / (len(drops) - 1)
         if weights is not None:
             swin.load_state_dict(weights, strict=False)  # load_backbone_weights checked the keys
@@ -102,7 +105,7 @@ class LocalDistortion(nn.Module):
         self.read = nn.ModuleList(
             nn.Linear(width * side**2, 16) for width, side in zip(widths, sides)
         )
-        self.read.append(nn.Linear(channels[-1], TARGET_WIDTHS[0] - 3 * 16))
+        self.read.append(nn.Linear(channels[-1], PUBLISHED_WIDTHS[0] - 3 * 16))
         for layer in (*self.project, *self.read):
             nn.init.kaiming_normal_(layer.weight)
 
@@ -114,25 +117,25 @@ class LocalDistortion(nn.Module):
         return torch.cat([read(p) for read, p in zip(self.read, pooled)], 1)  # (B, 224)
 
 
-class HyperNet(nn.Module):
+class PublishedHyperNet(nn.Module):
     """Weights and biases of the target network from (B, 112, 7, 7) (HyperIQA, sec. 3.3).
 
-    The matrices of the first four layers are 3x3 convolutions' 7 x 7 maps read in memory order; the
-    last layer's weights and all biases come from the global average through linear layers.
-    Weights start by He's rule, as those of HyperIQA's code do: PyTorch's own are so small that the
-    local distortion would begin with a gradient 1/200 of this. The last bias starts at
-    `initial_score` instead of near 0.
+    The matrices of the first four layers are the 7 x 7 maps of 3x3 convolutions, read in memory
+    order; the last layer's weights and all biases come from the global average through linear
+    layers. Weights are initialised by He's rule, as in HyperIQA's code: PyTorch's own are so small
+    that the gradients of the local distortion module would start 200 times smaller. The last bias
+    starts at `initial_score` instead of near 0.
     """
 
     def __init__(self, *, initial_score: float):
         super().__init__()
-        self.shapes = [*zip(TARGET_WIDTHS[1:-1], TARGET_WIDTHS[:-2])]  # (out, in) of layers 1-4
+        self.shapes = [*zip(PUBLISHED_WIDTHS[1:-1], PUBLISHED_WIDTHS[:-2])]  # (out, in), layers 1-4
         self.matrices = nn.ModuleList(
             nn.Conv2d(HYPER_CHANNELS, rows * columns // MAP_SIZE**2, 3, padding=1)
             for rows, columns in self.shapes
         )
-        self.last_weight = nn.Linear(HYPER_CHANNELS, TARGET_WIDTHS[-2])
-        self.biases = nn.ModuleList(nn.Linear(HYPER_CHANNELS, out) for out in TARGET_WIDTHS[1:])
+        self.last_weight = nn.Linear(HYPER_CHANNELS, PUBLISHED_WIDTHS[-2])
+        self.biases = nn.ModuleList(nn.Linear(HYPER_CHANNELS, out) for out in PUBLISHED_WIDTHS[1:])
         for layer in (*self.matrices, self.last_weight, *self.biases):
             nn.init.kaiming_normal_(layer.weight)
         nn.init.constant_(self.biases[-1].bias, initial_score)
@@ -198,7 +201,7 @@ class HyperIQA(HyperModel):
         self.backbone = Backbone(load_backbone_weights(backbone_weights))
         self.local_distortion = LocalDistortion(STAGE_CHANNELS)
         self.reduce = reducer((STAGE_CHANNELS[-1], 1024, 512, HYPER_CHANNELS))
-        self.hyper_net = HyperNet(initial_score=initial_score)
+        self.hyper_net = PublishedHyperNet(initial_score=initial_score)
         self.target_net = TargetNet()
 
 
@@ -207,8 +210,8 @@ class SmartIQA(HyperModel):
 
     size: tiny, small or base. use_multiscale fuses the four stages, pooled to 7 x 7 and
     concatenated, instead of the last alone; use_attention weights them for each image. The rates
-    are the published model's; that of the target network's dropout is taken to be the reducer's.
-    `rates` holds those that no flag gives.
+    are the published model's; the target network is assumed to have the reducer's dropout.
+    `rates` holds those that no flag sets.
     """
 
     def __init__(
@@ -245,7 +248,7 @@ class SmartIQA(HyperModel):
             nn.init.zeros_(self.attention.weigh[0].bias)
         fused = sum(channels) if use_multiscale else channels[-1]
         self.reduce = reducer((fused, 512, 256, HYPER_CHANNELS)).append(nn.Dropout(dropout_rate))
-        self.hyper_net = HyperNet(initial_score=initial_score)
+        self.hyper_net = PublishedHyperNet(initial_score=initial_score)
         self.target_net = TargetNet(dropout_rate=dropout_rate)
 
     def fuse(self, stages: list[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -256,13 +259,13 @@ class SmartIQA(HyperModel):
         return torch.cat(maps, 1), stage_weights
 
 
-# HyperIQA's published checkpoint -----------------------------------------------------------------
+# HyperIQA's published checkpoint ----------------------------------------------------------------
 
 
 def convert_hyperiqa(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """HyperIQA's published state dict (koniq_pretrained.pkl) under our names.
+    """HyperIQA's published state dict (koniq_pretrained.pkl) under the names of HyperIQA here.
 
-    Raises WeightsError where it is something else.
+    Raises WeightsError if it is something else.
     """
     names = {
         **{f"res.{a}.": f"backbone.stem.{i}." for i, a in enumerate(("conv1", "bn1"))},
@@ -283,12 +286,7 @@ def convert_hyperiqa(state: dict[str, Tensor]) -> dict[str, Tensor]:
             unknown.append(str(key))
     with torch.device("meta"):
         wanted = HyperIQA().state_dict()
-    wrong = [
-        key
-        for key, tensor in wanted.items()
-        if not key.endswith("num_batches_tracked")
-        and getattr(converted.get(key), "shape", None) != tensor.shape
-    ]
+    wrong = misfits(converted, wanted)
     if unknown or wrong:
         raise WeightsError(
             f"not HyperIQA's published weights: {len(wrong)} tensors missing or of another shape "
@@ -300,7 +298,7 @@ def convert_hyperiqa(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_hyperiqa(path: str | Path) -> HyperIQA:
     """HyperIQA with its published checkpoint, in eval mode; loads with `weights_only`.
 
-    Raises WeightsError where the file is something else.
+    Raises WeightsError if the file is something else.
     """
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such file")
@@ -325,7 +323,7 @@ def build_neighbour(name: str, **options) -> HyperModel:
 
 @torch.no_grad()
 def main() -> int:
-    """The smoke test: 0 when all four models compute what they should."""
+    """The smoke test: 0 if all four models compute what they should."""
     torch.manual_seed(0)
     images = torch.randn(2, 3, INPUT_SIZE, INPUT_SIZE)
     problems = []
@@ -334,18 +332,14 @@ def main() -> int:
         count = sum(p.numel() for p in model.parameters())
         scores, weights = model(images)
         alone = torch.cat([model(image[None])[0] for image in images])
-        print(f"{name}\n  parameters     {count:,} ({count / 1e6:.2f} M)")
-        print(f"  forward pass   succeeded: {tuple(images.shape)} -> {tuple(scores.shape)}")
-        if weights is not None:
-            for row in weights.tolist():
-                shares = "  ".join(f"w{i}={w:.4f}" for i, w in enumerate(row, 1))
-                print(f"  stage weights  {shares}  sum={sum(row):.4f}")
+        print(name)
+        print_forward_pass(count, images, scores, weights)
         if count != expected:
             problems.append(f"{name}: {count:,} parameters instead of {expected:,}")
-        if not torch.allclose(scores, alone, rtol=1e-5):
+        if not close(scores, alone, 5e-4):
             problems.append(f"{name}: a score that depends on the other images")
         if (weights is not None) != name.startswith("smart"):
-            problems.append(f"{name}: stage weights where there is no attention, or none")
+            problems.append(f"{name}: stage weights without attention, or none with it")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:

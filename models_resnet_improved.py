@@ -2,8 +2,8 @@
 
     python3 models_resnet_improved.py
 
-prints, for each of the three configurations of the ablation, the number of parameters and the
-shapes of a forward pass, offline and in a few seconds; it exits with 1 when anything is off.
+prints the number of parameters and the shapes of a forward pass of each configuration of the
+ablation, offline and in a few seconds; it exits with 1 if anything is not as designed.
 
 Letters in the shape comments: B images, C channels of the fused maps (2048, or 3840 with
 multi-scale fusion). Sizes are those of a 224 x 224 input.
@@ -14,8 +14,6 @@ Initialization for Hypernetworks, ICLR 2020, for their initial weights; ResNet-5
 2016) from torchvision.
 """
 
-import copy
-import pickle
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -24,27 +22,14 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.flop_counter import FlopCounterMode
+
+from backbone_weights import load_backbone_weights
+from experiment import rows_of
 
 STAGE_CHANNELS = (256, 512, 1024, 2048)
 MAP_SIZE = 7  # every fused map is MAP_SIZE x MAP_SIZE
-REDUCED = 512
+REDUCED = 512  # channels of the maps that the hyper network reads
 TARGET_WIDTHS = (112, 224, 112, 56, 28, 1)  # the target network, from its input to the score
-# The ablation: name of the configuration, its flags, its exact number of parameters.
-CONFIGURATIONS = {
-    "ss_noatt": ({"use_multiscale": False, "use_attention": False}, 25_624_337),
-    "ms_noatt": ({"use_multiscale": True, "use_attention": False}, 28_124_177),
-    "ms_att": ({"use_multiscale": True, "use_attention": True}, 28_649_749),
-}
-
-
-NAMES = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "swin_s": "Swin-S", "swin_b": "Swin-B"}
-CLASSIFIERS = ("fc.", "head.")  # torchvision's, not used here
-
-
-class WeightsError(ValueError):
-    """The backbone's weights can't be had; the message says which file, and what to do."""
 
 
 class Backbone(nn.Module):
@@ -77,16 +62,17 @@ class LastStage(nn.Module):
 
 
 class EqualWeights(nn.Module):
-    """No attention: every stage counts in full, and there are no weights to report."""
+    """No attention: the stages as they are, and no weights."""
 
     def forward(self, stages: list[Tensor]) -> tuple[list[Tensor], None]:
         return stages, None
 
 
 class StageAttention(nn.Module):
-    """One weight for each stage and image, from the global average of stage 4, summing to 1.
+    """One weight for each stage and image, from the global average of stage 4; they sum to 1.
 
-    The weights are found in float32: in bfloat16 they would sum to 1 within a thousandth only.
+    This is what SMART-IQA calls channel attention: it weights stages, not single channels. The
+    weights are computed in float32: in bfloat16 they would sum to 1 only within a thousandth.
     """
 
     def __init__(
@@ -138,10 +124,10 @@ class MultiScaleFusion(nn.Module):
 class HyperNet(nn.Module):
     """Generates the weights and biases of the target network for each image (HyperIQA, sec. 3.3).
 
-    The matrices of the first four layers are 1x1 convolutions' 7 x 7 maps read in memory order;
-    the last layer's weights and all biases come from the global average through a linear layer.
-    The linear layers run in float32: the last bias is near 60 on a scale of 0 to 100, where
-    bfloat16 knows steps of 0.25 only.
+    The matrices of the first four layers are the 7 x 7 maps of a 1x1 convolution, read in memory
+    order; the last layer's weights and all biases come from the global average through a linear
+    layer. The linear layers run in float32: the last bias is near 60 on a scale of 0 to 100, where
+    bfloat16 has steps of 0.25.
     """
 
     def __init__(self, *, initial_score: float):
@@ -153,7 +139,7 @@ class HyperNet(nn.Module):
         self.biases = nn.Linear(REDUCED, sum(TARGET_WIDTHS[1:]))
         with torch.no_grad():
             # The generated matrices start at the scale of their own inputs (Chang et al.:
-            # hyperfan-in); at that of an ordinary convolution they saturate every sigmoid.
+            # hyperfan-in); at the scale of an ordinary convolution they saturate every sigmoid.
             for part, (_, columns) in zip(self.matrices.weight.split(self.maps), self.shapes):
                 nn.init.normal_(part, std=(REDUCED * columns) ** -0.5)
             nn.init.zeros_(self.matrices.bias)
@@ -174,26 +160,23 @@ class HyperNet(nn.Module):
 
 
 class TargetNet(nn.Module):
-    """Five fully connected layers with weights of each image's own (HyperIQA, eq. 4-5).
+    """Five fully connected layers, whose weights differ from image to image (HyperIQA, eq. 4-5).
 
-    Batched matrix products: image b's query meets image b's weights and no other's. Sigmoid after
-    the first four layers, and dropout after the first three. It has no parameters, and runs in
-    float32.
+    Batched matrix products: the query of image b is multiplied by the weights of image b alone.
+    Sigmoid after the first four layers, and dropout after the first three. It has no parameters,
+    and runs in float32.
     """
 
     def __init__(self, *, dropout_rate: float = 0.0):
         super().__init__()
-        self.dropout = nn.Dropout(dropout_rate)
+        drops = [nn.Dropout(dropout_rate) for _ in range(3)]
+        self.drops = nn.ModuleList([*drops, nn.Identity()])
 
     def forward(self, query: Tensor, rules: list[tuple[Tensor, Tensor]]) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
             x = query.float().unsqueeze(2)  # (B, 112, 1)
-            for weight, bias in rules[:-2]:
-                x = torch.sigmoid(torch.baddbmm(bias.unsqueeze(2), weight, x))  # (B, out, 1)
-                x = self.dropout(x)
-
-            weight, bias = rules[-2]
-            x = torch.sigmoid(torch.baddbmm(bias.unsqueeze(2), weight, x))
+            for (weight, bias), drop in zip(rules[:-1], self.drops):
+                x = drop(torch.sigmoid(torch.baddbmm(bias.unsqueeze(2), weight, x)))  # (B, out, 1)
             weight, bias = rules[-1]
             score = torch.baddbmm(bias.unsqueeze(2), weight, x)  # (B, 1, 1)
         return score.squeeze(2).squeeze(1)  # (B,)
@@ -208,15 +191,15 @@ class ResNetImproved(nn.Module):
         dropout_rate: of the reduced maps and of the attention, 0 <= rate < 1.
         backbone_weights: None or 'none' (random), 'imagenet1k_v1', 'imagenet1k_v2', or the path
             of a torchvision ResNet-50 state dict.
-        initial_score: where scores start: the mean MOS of the training images. It is the initial
-            value of the target network's last bias.
+        initial_score: initial value of the target network's last bias, near which all scores
+            start: the mean MOS of the training images.
 
     Input: ImageNet-normalised images (B, 3, H, W); 224 x 224 in the experiment, and any size of
     at least 32 x 32 otherwise. Output: scores (B,) on the MOS scale of 0 to 100, higher is better,
     and the stage weights (B, 4), or None without attention.
 
     Raises ValueError for options that don't go together, WeightsError for weights that can't be
-    had.
+    read.
     """
 
     def __init__(
@@ -268,169 +251,63 @@ class ResNetImproved(nn.Module):
         return backbone, [p for p in self.parameters() if id(p) not in known]
 
 
-def folded(model: nn.Module) -> nn.Module:
-    """A copy for inference whose convolutions do the work of the BatchNorms that follow them.
-
-    In eval mode BatchNorm is one multiplication and one addition a channel, which weights and bias
-    of the convolution before it take in: the same scores, up to rounding, in less time.
-    """
-    model = copy.deepcopy(model).eval()
-    for module in list(model.modules()):
-        for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
-                setattr(module, norm_name, nn.Identity())
-    return model
+def print_forward_pass(count: int, images: Tensor, scores: Tensor, weights: Tensor | None) -> None:
+    """Parameters, shapes, scores and stage weights of a network, indented below its name."""
+    print(f"  parameters     {count:,} ({count / 1e6:.2f} M)")
+    print(f"  forward pass   succeeded: {tuple(images.shape)} -> {tuple(scores.shape)}")
+    print(f"  scores         {', '.join(f'{s:.3f}' for s in scores.tolist())}")
+    for image in [] if weights is None else weights.tolist():
+        shares = "  ".join(f"w{i}={w:.4f}" for i, w in enumerate(image, 1))
+        print(f"  stage weights  {shares}  sum={sum(image):.4f}")
 
 
-def multiply_adds(model: nn.Module, patch_size: int) -> int:
-    """Multiply-adds of convolutions and matrix products in one patch's forward pass."""
-    was_training, image = model.training, torch.zeros(1, 3, patch_size, patch_size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image.to(next(model.parameters()).device))
-    model.train(was_training)
-    return counter.get_total_flops() // 2
-
-
-def load_backbone_weights(
-    source: str | Path | None, architecture: str = "resnet50"
-) -> dict[str, Tensor] | None:
-    """A torchvision state dict of `architecture` without its classifier; None for random weights.
-
-    'imagenet1k_v1' and 'imagenet1k_v2' come from torchvision's cache, or are downloaded into it.
-    Raises WeightsError where the weights can't be had or don't fit.
-    """
-    if source is None or source == "none":
-        return None
-    if source in ("imagenet1k_v1", "imagenet1k_v2"):
-        known = torchvision.models.get_model_weights(architecture)
-        if str(source).upper() not in known.__members__:
-            raise WeightsError(
-                f"--backbone_weights {source}: torchvision has none of that name for "
-                f"{architecture}; take imagenet1k_v1, none or a file"
-            )
-        weights = known[str(source).upper()]
-        path = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
-        try:
-            state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except Exception as error:  # of the network, the disk or the file: many kinds
-            raise WeightsError(
-                f"the ImageNet weights {source} are not to be had ({first_line(error)}): put "
-                f"{weights.url} at {path}, or give --backbone_weights a path to a torchvision "
-                f"{NAMES[architecture]} state dict, or 'none' for random weights"
-            ) from error
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise WeightsError(
-                f"--backbone_weights {source}: no such file; it takes imagenet1k_v1, "
-                f"imagenet1k_v2, none, or the path of a torchvision {NAMES[architecture]} state "
-                "dict (.pth)"
-            )
-        state = load_tensors(path)
-    return check_backbone_weights(state, path, architecture)
-
-
-def load_tensors(path: Path) -> object:
-    """What torch.save has written to a file, without running code; WeightsError for all else."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the disk, zip, pickle or struct: many kinds
-        raise WeightsError(
-            f"{path}: damaged, or not a file of tensors that PyTorch can load safely "
-            f"({first_line(error)})"
-        ) from error
-
-
-def check_backbone_weights(
-    state: object, path: Path, architecture: str = "resnet50"
-) -> dict[str, Tensor]:
-    """`state` without its classifier; WeightsError unless it is of `architecture`."""
-    with torch.device("meta"):
-        wanted = torchvision.models.get_model(architecture, weights=None).state_dict()
-    wanted = {k: v for k, v in wanted.items() if not k.startswith(CLASSIFIERS)}
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path}: holds a {type(state).__name__}, not a state dict")
-    wrong = [
-        key
-        for key, tensor in wanted.items()
-        if not (isinstance(state.get(key), Tensor) and state[key].shape == tensor.shape)
-        and not key.endswith("num_batches_tracked")
-    ]
-    extra = [k for k in state if k not in wanted and not str(k).startswith(CLASSIFIERS)]
-    if wrong or extra:
-        raise WeightsError(
-            f"{path}: not a torchvision {NAMES[architecture]} state dict; {len(wrong)} tensors "
-            f"missing or of another shape ({', '.join(wrong[:3])}...), {len(extra)} unknown "
-            f"({', '.join(map(str, extra[:3]))}...)"
-        )
-    return {k: v for k, v in state.items() if not str(k).startswith(CLASSIFIERS)}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, without its full stop, to stand inside a sentence."""
-    if isinstance(error, pickle.UnpicklingError):  # whose own line advises to load it unsafely
-        return "it holds something else, or code"
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return torch.allclose(a, b, rtol=0, atol=tolerance)
 
 
 @torch.no_grad()
 def main() -> int:
-    """The smoke test: 0 when all three configurations compute what they should."""
+    """The smoke test: 0 if every configuration computes what it should."""
     torch.manual_seed(0)
     images = torch.randn(4, 3, 224, 224)
     query = torch.randn(4, TARGET_WIDTHS[0])
     rules = [(torch.randn(4, o, i), torch.randn(4, o)) for i, o in pairwise(TARGET_WIDTHS)]
     problems = []
 
-    for name, (flags, expected) in CONFIGURATIONS.items():
-        model = ResNetImproved(**flags)
+    for name, row in rows_of("resnet_improved").items():
+        model, attends = ResNetImproved(**row.options), row.options["use_attention"]
         count = sum(p.numel() for p in model.parameters())
         for module in model.modules():  # statistics of these images, as of a network in training
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
         model.train()(images)
         scores, weights = model.eval()(images)
+        sums = torch.ones(4) if weights is None else weights.sum(1)
         alone = torch.cat([model(image[None])[0] for image in images])
-        # A fresh network's scores differ little, those by random rules by about 1.
+        # A new network's scores differ little between images; those by random rules by about 1.
         ruled = model.target_net(query, rules)
         each = [
-            model.target_net(q[None], [(w[i, None], b[i, None]) for w, b in rules])
-            for i, q in enumerate(query)
+            model.target_net(query[i, None], [(w[i, None], b[i, None]) for w, b in rules])
+            for i in range(4)
         ]
 
-        print(f"{name}: {', '.join(f'{k}={v}' for k, v in flags.items())}")
-        print(f"  parameters     {count:,} ({count / 1e6:.2f} M)")
-        print(f"  forward pass   succeeded: {tuple(images.shape)} -> {tuple(scores.shape)}")
-        print(f"  scores         {', '.join(f'{s:.3f}' for s in scores.tolist())}")
-        if weights is not None:
-            for row in weights.tolist():
-                shares = "  ".join(f"w{i}={w:.4f}" for i, w in enumerate(row, 1))
-                print(f"  stage weights  {shares}  sum={sum(row):.4f}")
-
+        print(f"{name}: {', '.join(f'{k}={v}' for k, v in row.options.items())}")
+        print_forward_pass(count, images, scores, weights)
         checks = {
-            f"{count:,} parameters instead of {expected:,}": count == expected,
+            f"{count:,} parameters instead of {row.parameters:,}": count == row.parameters,
             f"scores of shape {tuple(scores.shape)}": scores.shape == (4,),
             "a score that is not finite": bool(scores.isfinite().all()),
-            "a score that depends on the other images": torch.allclose(
-                scores, alone, rtol=0, atol=5e-5
-            ),
-            "a target network that mixes images": torch.allclose(
-                ruled, torch.cat(each), rtol=0, atol=1e-4
-            ),
-            "stage weights where there is no attention, or none where there is": (
-                (weights is not None) == flags["use_attention"]
-            ),
-            "stage weights that don't sum to 1": (
-                weights is None or torch.allclose(weights.sum(1), torch.ones(4))
-            ),
+            "a score that depends on the other images": close(scores, alone, 5e-5),
+            "a target network that mixes images": close(ruled, torch.cat(each), 1e-4),
+            "stage weights without attention, or none with it": attends != (weights is None),
+            "stage weights that don't sum to 1": close(sums, torch.ones(4), 1e-5),
         }
         problems += [f"{name}: {problem}" for problem, right in checks.items() if not right]
 
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
-        print("all three configurations are as designed")
+        print("all configurations are as designed")
     return 1 if problems else 0
 
 

@@ -1,16 +1,17 @@
-"""How good is this image: scores for files and folders, and tests on any data set.
+"""Scores for image files and folders, and tests of trained models on data sets.
 
     python3 predict_resnet_improved.py --checkpoint checkpoints/resnet_improved_ms_att_last.pth DIR
     python3 predict_resnet_improved.py --checkpoint FILE photo.jpg more/ --output scores.csv
     python3 predict_resnet_improved.py --checkpoint A.pth --checkpoint B.pth --test_on biq2021=DIR
 
-The first two print a line an image: path, score (0..100, higher is better) and, with attention, the
-stage weights w1..w4. The third tests checkpoints on data sets, without training: SRCC with its 95%
-interval, PLCC, KRCC. About 45 crops/s on two CPU cores, thousands on a GPU. From Python:
+The first two print one line per image: path, score (0..100, higher is better) and, if the model has
+attention, the stage weights w1..w4. The third tests checkpoints on data sets, without training:
+SRCC with its 95% interval, PLCC, KRCC. About 45 crops/s on two CPU cores, thousands on a GPU. In
+Python:
 
     from predict_resnet_improved import load_model, score_images
     model = load_model("checkpoints/resnet_improved_ms_att_last.pth")
-    table = score_images(model, ["one.jpg", "two.jpg"])  # a pandas table: path, score, w1..w4
+    table = score_images(model, ["one.jpg", "two.jpg"])  # pandas: path, score, w1..w4, error
 """
 
 import argparse
@@ -19,18 +20,37 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+import cross_dataset
 import data_loader as data
-import metrics
-import train_resnet_improved as train
-from data_loader import DataError
-from train_resnet_improved import RunError
+from datasets.flags import (
+    HelpFormatter,
+    add_csv_flags,
+    add_store_dir,
+    check_csv_flags,
+    number,
+)
+from datasets.labels import DATASETS
+from datasets.pixel_store import decode
+from datasets.readers import CsvOptions, csv_options
+from devices import is_out_of_memory
+from errors import DataError, RunError, first_line
+from evaluation import (
+    crops_of_each,
+    evaluation_batch,
+    load_model,
+    mean_of_crops,
+    precision_of,
+    score_crops,
+)
+from files import make_folder, replacing, write_atomically
+from progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,72 +58,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".mpo"}
-# Published SRCC of HyperIQA (ResNet-50) trained on KonIQ-10k, as SMART-IQA's authors report it.
-CROSS_ANCHORS = {"spaq": 0.788, "kadid-10k": 0.468, "agiqa-3k": 0.640}
-
-
-def load_model(
-    checkpoint: str | Path, device: str = "auto", *, published: str | None = None
-) -> "nn.Module":
-    """The network of a checkpoint, in eval mode on the device; `model.config` is its configuration.
-
-    published: 'hyperiqa' for the file that HyperIQA's authors publish (koniq_pretrained.pkl), with
-    their preprocessing. Loads with `weights_only`. Raises RunError for a file that is neither.
-    """
-    if published:
-        from models_hyperiqa import WeightsError, load_hyperiqa
-
-        try:
-            model = load_hyperiqa(checkpoint)
-        except WeightsError as error:
-            raise RunError(str(error)) from error
-        flags = vars(train.parse_args(["--preset", "hyperiqa_paper"]))
-        device = train.choose_device(device)
-        model.config = {
-            "model": published,
-            "flags": flags,
-            "device": device.type,
-            "precision": "off",  # as its authors trained
-            "split_unknown": True,
-        }
-        return model.to(device)
-    state = train.load_checkpoint(Path(checkpoint))
-    flags = state["config"]["flags"] | {"backbone_weights": "none"}
-    model = train.build_model(argparse.Namespace(**flags), initial_score=50.0)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise RunError(
-            f"{checkpoint}: its weights are not those of {state['config']['model']}"
-        ) from error
-    import torch
-
-    model.config = state["config"]
-    return model.eval().to(train.choose_device(device), memory_format=torch.channels_last)
-
-
-def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
-    """Crops of each image: what is given, else what the model was trained with, as far as it fits.
-
-    A centre crop is one; a grid takes the largest square that is no more than those of training.
-    Raises RunError where no grid has as many as are given.
-    """
-    if test_crop == "center":
-        return 1
-    if test_crop == "grid":
-        patches = given or math.isqrt(trained) ** 2
-        if math.isqrt(patches) ** 2 != patches:
-            raise RunError(f"--test_patch_num {patches}: --test_crop grid takes a square number")
-        return patches
-    return given or trained
-
-
-def precision_of(model: "nn.Module", amp: str) -> str:
-    """What `--amp` names; 'auto': the precision of its training, on a device of that kind."""
-    device, config = next(model.parameters()).device, model.config
-    if amp == "auto" and config.get("device") == device.type:
-        return config.get("precision") or train.choose_precision(amp, device)
-    return train.choose_precision(amp, device)
 
 
 def score_images(
@@ -115,71 +69,77 @@ def score_images(
     batch_size: int | None = None,
     amp: str = "auto",
     show: bool = False,
-    each=None,
+    each: Callable[[str | Path, np.ndarray, np.ndarray], None] | None = None,
 ) -> "pd.DataFrame":
-    """A table with a row a path: path, score, w1..w4 where there is attention, and error.
+    """A table with one row per path: path, score, w1..w4 (if the model has attention), and error.
 
-    Images are decoded, resized, cropped and normalised as the model's checkpoint says. The crops
-    are the same for every image, so that its score depends on nothing but the image: 'grid',
-    'center', or 'random' (drawn once). An unreadable file has no score (NaN), and its error says
-    why. `show`: a progress bar; `each(path, scores (P,), plan (P, 4))` is called for every image
-    that was scored, with its crops.
+    Images are decoded, resized, cropped and normalised as the model's checkpoint says. All images
+    get the same crops, so that a score depends on its image alone. test_crop: 'grid', 'center', or
+    'random' (drawn once). test_patch_num: crops per image, None for those of the training.
+    amp: 'auto', 'bf16', 'fp16' or 'off', see evaluation.precision_of. show: print progress.
+    each: called as each(path, scores (P,), plan (P, 4)) for every image that was scored.
+    An unreadable file has no score (NaN), and its error says why. Raises RunError if
+    test_patch_num does not fit test_crop.
     """
     import pandas as pd
 
     flags = model.config["flags"]
     device = next(model.parameters()).device
-    patches = crops_of_each(test_crop, test_patch_num, flags["test_patch_num"])
+    per_image = crops_of_each(test_crop, test_patch_num, flags["test_patch_num"])
     plan = data.test_plan(
         np.zeros(1, int),
         crop=test_crop,
-        patches=patches,
+        per_image=per_image,
         resize=flags["resize"],
         patch_size=flags["patch_size"],
     )
     errors: dict[int, str] = {}
-    batch_size = batch_size or train.evaluation_batch(device, flags["patch_size"])
-    progress = data.Progress("scoring", len(paths) * patches, "crops", batch_size)
-    scores, weights = train.score_crops(
+    batch_size = batch_size or evaluation_batch(device, flags["patch_size"])
+    progress = Progress("scoring", len(paths) * per_image, "crops", batch_size)
+    batches = crop_batches(paths, plan, flags["resize"], flags["patch_size"], batch_size, errors)
+    scores, weights = score_crops(
         model,
-        crop_batches(paths, plan, flags["resize"], flags["patch_size"], batch_size, errors),
+        progress(batches) if show else batches,
         device=device,
         precision=precision_of(model, amp),
-        watch=progress if show else iter,
     )
     rows = [i for i in range(len(paths)) if i not in errors]
-    scores = scores.cpu().double().view(len(rows), patches)
     table = pd.DataFrame({"path": [str(p) for p in paths], "score": math.nan})
-    table.loc[rows, "score"] = scores.mean(1).numpy().round(6)
+    table.loc[rows, "score"] = mean_of_crops(scores, per_image)
     if weights is not None:
-        weights = weights.cpu().double().view(len(rows), patches, -1).mean(1).numpy().round(6)
-        for stage in range(weights.shape[1]):
-            table.loc[rows, f"w{stage + 1}"] = weights[:, stage]
+        for stage, column in enumerate(mean_of_crops(weights, per_image).T, 1):
+            table.loc[rows, f"w{stage}"] = column
     table["error"] = [errors.get(i, "") for i in range(len(paths))]
     if each is not None:
-        for row, crops in zip(rows, scores.numpy()):
+        for row, crops in zip(rows, scores.cpu().double().view(-1, per_image).numpy()):
             each(paths[row], crops, plan)
     return table
 
 
 def crop_batches(
-    paths: list, plan: np.ndarray, resize, size: int, batch_size: int, errors: dict[int, str]
+    paths: list[str | Path],
+    plan: np.ndarray,
+    resize: tuple[int, int],
+    size: int,
+    batch_size: int,
+    errors: dict[int, str],
 ) -> Iterator[dict[str, "torch.Tensor"]]:
-    """Batches of the plan's crops of all images in their order; unreadable ones go to `errors`.
+    """Batches of the plan's crops (P, 4) of all images, in order; for data.to_network_input.
 
-    Images are decoded on all cores, a few ahead of the network.
+    Unreadable images are left out, and added to `errors` by their position in `paths`. Images are
+    decoded on all cores, a few ahead of the network.
     """
     import torch
 
     def decoded(path) -> np.ndarray | str:
         try:
-            return data.decode(Path(path), *resize)
+            return decode(Path(path), *resize)
         except Exception as error:  # Pillow raises many kinds
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
+            return first_line(error)
 
     def as_batch(crops: list[np.ndarray]) -> dict[str, "torch.Tensor"]:
-        patches = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-        return {"patches": patches, "flips": torch.zeros(len(crops), dtype=torch.bool)}
+        stacked = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+        return {"crops": stacked, "flips": torch.zeros(len(crops), dtype=torch.bool)}
 
     crops = []
     cores = len(os.sched_getaffinity(0))
@@ -202,7 +162,10 @@ def crop_batches(
 
 
 def find_files(given: list[Path]) -> list[Path]:
-    """The files among the arguments, and the images in its folders, recursively and in order."""
+    """The given files, and the images inside the given folders (recursive, sorted).
+
+    Raises RunError for what does not exist and for folders without images.
+    """
     files = []
     for path in given:
         if path.is_dir():
@@ -217,10 +180,13 @@ def find_files(given: list[Path]) -> list[Path]:
     return files
 
 
-def write_heatmap(folder: Path, path: Path, scores: np.ndarray, plan: np.ndarray, flags: dict):
-    """FOLDER/NAME.png: the image, and beside it the mean score of the crops that cover each place.
+def write_heatmap(
+    folder: Path, path: Path, scores: np.ndarray, plan: np.ndarray, flags: dict
+) -> None:
+    """Write FOLDER/NAME.png: the image, and a map of the mean score of the crops at each pixel.
 
-    NAME is the image's path with _ for /, so that no two images share one.
+    scores (P,) and plan (P, 4) are those of the image's crops. NAME is the path of the image with _
+    instead of /, so that it is unique.
     """
     import matplotlib
 
@@ -234,8 +200,8 @@ def write_heatmap(folder: Path, path: Path, scores: np.ndarray, plan: np.ndarray
         total[top : top + size, left : left + size] += score
         count[top : top + size, left : left + size] += 1
     with np.errstate(invalid="ignore"):
-        means = total / count  # NaN where no crop is
-    image = data.decode(path, height, width)
+        means = total / count  # NaN where there is no crop
+    image = decode(path, height, width)
     with Image.open(path) as original:
         wide, high = original.size
     shape = {"extent": (0, wide, high, 0)}
@@ -247,215 +213,101 @@ def write_heatmap(folder: Path, path: Path, scores: np.ndarray, plan: np.ndarray
     grey = np.asarray(Image.fromarray(image).convert("L"))
     panels[1].imshow(grey, cmap="gray", vmin=0, vmax=255, **shape)
     drawn = panels[1].imshow(means, cmap="viridis", alpha=0.6, **shape)
-    figure.colorbar(drawn, ax=panels[1], label="score of the crops that cover a place", shrink=0.8)
+    figure.colorbar(drawn, ax=panels[1], label="mean score of the crops at a pixel", shrink=0.8)
     for axes in panels:
         axes.set_axis_off()
     name = str(path.resolve().relative_to(path.resolve().anchor)).replace(os.sep, "_")
-    with data.replacing(folder / f"{name}.png") as file:
+    with replacing(folder / f"{name}.png") as file:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
 
 
-# Tests on data sets -----------------------------------------------------------------------------
-
-
-def test_on(
-    model: "nn.Module",
-    dataset: str,
-    data_path: str,
-    *,
-    split: str = "test",
-    store_dir: str = "pixel_store",
-    test_crop: str | None = None,
-    test_patch_num: int | None = None,
-    amp: str = "auto",
-) -> "pd.DataFrame":
-    """Scores of a data set's images: a table of dataset, image, split, mos, score (and w1..w4).
-
-    split: 'test', or 'all' images. On the data set that the model was trained on, split, resize and
-    crops are those of its training, so that its figures come out again. Another one is read as it
-    is by default, with the resize that the literature uses for it. RunError where images of its
-    training are among those to test, or may be.
-    """
-    config, device = model.config, next(model.parameters()).device
-    options = argparse.Namespace(**config["flags"])
-    trained_on_it = dataset == options.dataset
-    if trained_on_it and config.get("split_unknown"):
-        raise RunError(
-            f"--test_on {dataset}: the published checkpoint was trained on a random 80% of it, and "
-            "it isn't known which: most of any test images are among them; test on another data set"
-        )
-    if trained_on_it and split == "all":
-        raise RunError(
-            f"--test_on {dataset}: the checkpoint was trained on it, and --test_split all takes "
-            "its training images as well; give --test_split test"
-        )
-    if not trained_on_it:
-        plain = train.parse_args(["--dataset", dataset])
-        for name in ("dataset", "resize", "split", "split_seed", "val_fraction"):
-            setattr(options, name, getattr(plain, name))
-    options.data_path, options.resize = data_path, tuple(options.resize)
-    options.test_crop = test_crop or options.test_crop
-    options.test_patch_num = crops_of_each(
-        options.test_crop, test_patch_num, options.test_patch_num
-    )
-    table, _ = train.load_data(options)
-    if trained_on_it:
-        check_same_split(config, table, data_path)
-    if split == "all":
-        table["split"] = "test"
-    table = table[table["split"].isin(("val", "test"))].reset_index(drop=True)
-    store, table = data.open_store(
-        table, data_path, resize=options.resize, store_dir=store_dir, name=dataset
-    )
-    plan = train.judged_plan(options, table)
-    batch_size = train.evaluation_batch(device, options.patch_size)
-    batches = data.Batches(
-        store,
-        table["row"].to_numpy(),
-        plan,
-        patch_size=options.patch_size,
-        batch_size=batch_size,
-    )
-    scores, weights = train.evaluate(
-        model,
-        data.make_loader(batches, workers=0, pin=device.type == "cuda"),
-        options.test_patch_num,
-        device=device,
-        precision=precision_of(model, amp),
-        watch=data.Progress(f"testing on {dataset}", len(plan), "patches", batch_size),
-    )
-    judged = table.loc[plan[:: options.test_patch_num, 0]].reset_index(drop=True)
-    found = train.predictions_frame(0, judged, scores, weights).drop(columns="epoch")
-    found.insert(0, "dataset", dataset)
-    return found[found["split"] == "test"].reset_index(drop=True)
-
-
-def check_same_split(config: dict, table: "pd.DataFrame", data_path: str) -> None:
-    """RunError where a data set's labels or split are not those of a checkpoint's training."""
-    now, then = data.label_fingerprint(table), config.get("label_fingerprint")
-    if then is None:  # a checkpoint of before it was recorded
-        now, then = data.count_splits(table), config["images"]
-    if now != then:
-        raise RunError(
-            f"--test_on {config['flags']['dataset']}={data_path}: its labels or their split are "
-            f"not those that the checkpoint was trained with ({config['labels']}), so that images "
-            "of its training may be among those to test: give the same label and split files"
-        )
-
-
-def describe_test(name: str, trained_on: str, found: "pd.DataFrame") -> dict:
-    """The figures of one test, as a row."""
-    scores, mos = found["score"].to_numpy(), found["mos"].to_numpy()
-    values = metrics.agreement(scores, mos)
-    fit = metrics.fitted_agreement(scores, mos)
-    around = metrics.interval(metrics.srcc_by_counts(scores, mos), len(mos))
-    return {
-        "checkpoint": name,
-        "trained_on": trained_on,
-        "tested_on": found["dataset"].iloc[0],
-        "images": len(found),
-        "srcc": values["srcc"],
-        "srcc_low": around.low,
-        "srcc_high": around.high,
-        "plcc": values["plcc"],
-        "plcc_fitted": fit.plcc,
-        "krcc": values["krcc"],
-    }
-
-
-def print_tests(rows: list[dict]) -> None:
-    """A line a test, then the table of the literature: trained on (rows), tested on (columns)."""
-    titles = ("PLCC", "fitted", "KRCC", "images")
-    wide = max(len(r["checkpoint"]) for r in rows) + 2
-    header = f"{'checkpoint':<{wide}}{'tested on':<12}{'SRCC':>9}{'95%':>16}"
-    print(header + "".join(f"{t:>9}" for t in titles))
-    for r in rows:
-        interval = f"{r['srcc_low']:.3f} to {r['srcc_high']:.3f}"
-        print(
-            f"{r['checkpoint']:<{wide}}{r['tested_on']:<12}{r['srcc']:>9.4f}{interval:>16}"
-            f"{r['plcc']:>9.4f}"
-            f"{r['plcc_fitted']:>9.4f}{r['krcc']:>9.4f}{r['images']:>9,}"
-        )
-    sets = list(dict.fromkeys(r["tested_on"] for r in rows))
-    print(f"\nSRCC, trained on (rows), tested on (columns)\n{'':<{wide + 12}}", end="")
-    print("".join(f"{name:>12}" for name in sets))
-    for name in dict.fromkeys(r["checkpoint"] for r in rows):
-        own = {r["tested_on"]: r for r in rows if r["checkpoint"] == name}
-        trained_on = next(iter(own.values()))["trained_on"]
-        cells = "".join(f"{own[x]['srcc']:>12.4f}" if x in own else f"{'-':>12}" for x in sets)
-        print(f"{name:<{wide}}{trained_on:<12}{cells}")
-    if set(sets) & set(CROSS_ANCHORS):
-        cells = "".join(f"{CROSS_ANCHORS.get(x, '-'):>12}" for x in sets)
-        print(f"{'HyperIQA, published':<{wide}}{'koniq-10k':<12}{cells}")
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=train.HelpFormatter, allow_abbrev=False
+        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
     )
     flag = parser.add_argument
     flag(
         "--model",
         choices=["hyperiqa"],
-        help="the checkpoint is the one that HyperIQA's authors publish, koniq_pretrained.pkl",
+        help="the --checkpoint is koniq_pretrained.pkl, which HyperIQA's authors publish",
     )
-    flag("images", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="what to score")
+    flag("images", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="images to score")
     flag(
         "--checkpoint",
         action="append",
         required=True,
         metavar="FILE",
-        help="of train_resnet_improved.py; for --test_on it may be given several times",
+        help="a checkpoint of train_resnet_improved.py; may be repeated for --test_on",
     )
     flag(
         "--test_on",
         nargs="+",
         default=[],
         metavar="NAME=DIR",
-        help=f"test on data sets instead; NAME is one of {', '.join(sorted(data.DATASETS))}",
+        help="test on data sets instead, each given by its name and its folder; NAME is one of "
+        f"{', '.join(sorted(DATASETS))}",
     )
-    flag("--test_split", choices=["test", "all"], default="test", help="of --test_on: which images")
-    flag("--output", type=Path, metavar="FILE", help="write the scores there: .csv or .json")
-    flag("--heatmap", type=Path, metavar="DIR", help="a picture of each image's crop scores")
+    flag(
+        "--test_split",
+        choices=["test", "all"],
+        default="test",
+        help="images used by --test_on: those of the test split, or all of a data set",
+    )
+    add_csv_flags(flag, "--test_on csv=DIR")
+    flag("--output", type=Path, metavar="FILE", help="write the scores to a .csv or .json file")
+    flag("--heatmap", type=Path, metavar="DIR", help="folder for a map of each image's crop scores")
     flag(
         "--test_crop",
         choices=["grid", "random", "center"],
-        help="default: grid for images; for --test_on that of the checkpoint's training",
+        help="crops of an image (default: grid for images to score; those of the checkpoint's "
+        "training for --test_on)",
     )
     flag(
         "--test_patch_num",
-        type=data.number(int, 1, 1000),
+        type=number(int, 1, 1000),
         metavar="N",
-        help="crops an image (default: the checkpoint's)",
+        help="crops per image (default: as in the checkpoint's training)",
     )
-    flag("--store_dir", default="pixel_store", metavar="DIR", help="of --test_on: decoded images")
-    flag("--device", choices=["auto", "cuda", "cpu"], default="auto", help="auto: CUDA if there")
-    flag("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="precision")
+    add_store_dir(flag)
+    flag(
+        "--device",
+        choices=["auto", "cuda", "cpu"],
+        default="auto",
+        help="auto: CUDA if available",
+    )
+    flag(
+        "--amp",
+        choices=["auto", "bf16", "fp16", "off"],
+        default="auto",
+        help="precision; auto: as in the checkpoint's training",
+    )
     args = parser.parse_args()
     if bool(args.images) == bool(args.test_on):
         parser.error("give images or folders to score, or --test_on NAME=DIR")
     if args.images and len(args.checkpoint) > 1:
-        parser.error("images are scored by one --checkpoint; several are for --test_on")
+        parser.error("give one --checkpoint to score images; several are for --test_on")
     if args.output and args.output.suffix not in (".csv", ".json"):
         parser.error(f"--output {args.output}: ends in .csv or .json")
     args.test_on = [entry.partition("=") for entry in args.test_on]
     for name, equals, _ in args.test_on:
-        if not equals or name not in data.DATASETS:
+        if not equals or name not in DATASETS:
             parser.error(
-                f"--test_on {name}: takes NAME=DIR, with NAME one of "
-                f"{', '.join(sorted(data.DATASETS))}"
+                f"--test_on {name}: takes NAME=DIR, with NAME one of {', '.join(sorted(DATASETS))}"
             )
+    if csv_options(args) != CsvOptions([], []) and "csv" not in [n for n, _, _ in args.test_on]:
+        parser.error("--csv and the flags of its table are for --test_on csv=DIR")
+    check_csv_flags(parser, args)
     return args
 
 
 def score(args: argparse.Namespace) -> int:
-    """Score images; 1 when one could not be read."""
+    """Score images and print or write the scores; 1 if an image could not be read."""
     files = find_files(args.images)
     model = load_model(args.checkpoint[0], args.device, published=args.model)
     each = None
     if args.heatmap:
-        train.make_folder("--heatmap", str(args.heatmap))
+        make_folder("--heatmap", str(args.heatmap))
 
         def each(path, scores, plan):
             write_heatmap(args.heatmap, Path(path), scores, plan, model.config["flags"])
@@ -484,15 +336,16 @@ def score(args: argparse.Namespace) -> int:
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table to a .csv or .json file."""
     if path.suffix == ".csv":
         text = table.to_csv(index=False)
     else:
         text = json.dumps(table.to_dict("records"), indent=1) + "\n"
-    data.write_atomically(path, text)
+    write_atomically(path, text)
 
 
 def test(args: argparse.Namespace) -> int:
-    """Test each checkpoint on each data set."""
+    """Test each checkpoint on each data set; print the figures, write the scores to --output."""
     import pandas as pd
 
     rows, tables = [], []
@@ -501,7 +354,7 @@ def test(args: argparse.Namespace) -> int:
     for checkpoint, title in zip(args.checkpoint, names):
         model = load_model(checkpoint, args.device, published=args.model)
         for name, _, folder in args.test_on:
-            found = test_on(
+            found = cross_dataset.test_on(
                 model,
                 name,
                 folder,
@@ -510,11 +363,12 @@ def test(args: argparse.Namespace) -> int:
                 test_crop=args.test_crop,
                 test_patch_num=args.test_patch_num,
                 amp=args.amp,
+                own_csv=csv_options(args),
             )
-            rows.append(describe_test(title, model.config["flags"]["dataset"], found))
+            rows.append(cross_dataset.describe_test(title, model.config["flags"]["dataset"], found))
             found.insert(0, "checkpoint", str(checkpoint))
             tables.append(found)
-    print_tests(rows)
+    cross_dataset.print_tests(rows)
     if args.output:
         write_table(args.output, pd.concat(tables, ignore_index=True))
     return 0
@@ -528,7 +382,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if not train.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0]
         print(f"error: out of memory ({reason}): give --device cpu", file=sys.stderr)

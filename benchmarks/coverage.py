@@ -1,15 +1,17 @@
-"""Whether the intervals and tests of metrics.py keep what they promise, by simulation.
+"""Coverage of the intervals and false alarms of the tests of resampling.py, by simulation.
 
     python3 benchmarks/coverage.py
     python3 benchmarks/coverage.py --simulations 2000 --json coverage.json
 
-Images are drawn from a population in which SRCC is known; of 500 and of 2,010 images at a time
-- the 95% interval of one SRCC, and of a paired difference, should cover the truth in 93% to 97%;
-- the paired test between two predictions that are equally good should find a difference (p < 0.05)
-  in at most 6%.
-Then runs of 2, 3 and 5 seeds, whose luck is a small or the larger part of the spread: the interval
-may be wider than it need be, for few seeds say little of their spread, but not shorter.
-At 1,000 simulations these shares have a standard error of 0.7%. About 30 minutes on two CPU cores.
+Images are drawn from a population whose SRCC is known. With 500 and with 2,010 images,
+- the 95% intervals of an SRCC and of a paired difference should cover the truth in 93% to 97% of
+  the simulations;
+- the paired tests between two equally good predictions should find a difference (p < 0.05) in at
+  most 6%.
+Then 2, 3 and 5 seeds, with seed variance as a small or as the larger part of the variance: with few
+seeds the interval may be too wide, but not too narrow.
+With 1,000 simulations these shares have a standard error of 0.7%. About 30 minutes on two CPU
+cores.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import metrics
+import resampling
 from rounds import write_json
 
 
@@ -32,10 +34,10 @@ def spearman_of(r: float) -> float:
 
 
 def draw(rng: np.random.Generator, images: int, r: float, other: float, shared: float):
-    """MOS, and two predictions with Pearson's r and `other`, whose errors correlate by `shared`.
+    """MOS (N,), and two predictions (N,) with Pearson's r and `other`; `shared`: r of their errors.
 
-    All are normal in the population; MOS goes through a monotone curve as labels do, which changes
-    no rank.
+    All are normal in the population; MOS is then mapped to 0..100 monotonically, which changes no
+    rank.
     """
     mos = rng.normal(size=images)
     errors = rng.multivariate_normal([0, 0], [[1, shared], [shared, 1]], images).T
@@ -44,9 +46,9 @@ def draw(rng: np.random.Generator, images: int, r: float, other: float, shared: 
 
 
 def simulate_seeds(task: tuple) -> tuple[bool, bool]:
-    """A difference of nothing between two configurations of several seeds: covered, alarm.
+    """Two equally good configurations of several seeds: difference 0 covered, false alarm.
 
-    A seed has noise of its own, and does better or worse by `luck`, relative to all noise.
+    Each seed has its own noise, and `luck`: the relative deviation of its noise level.
     """
     images, r, luck, seeds, resamples, seed = task
     rng = np.random.default_rng([images, int(1000 * r), int(1000 * luck), seeds, seed])
@@ -58,8 +60,8 @@ def simulate_seeds(task: tuple) -> tuple[bool, bool]:
         scale = 1 + luck * rng.standard_normal((2, 1))
         pairs.append(r * mos + math.sqrt(1 - r * r) * scale * (shared + own))
     ranked = 100 / (1 + np.exp(-mos))
-    statistics = [metrics.difference_by_counts(a, b, ranked) for a, b in pairs]
-    found = metrics.over_seeds(statistics, lambda x: x, images, resamples=resamples, seed=seed)
+    statistics = [resampling.difference_by_counts(a, b, ranked) for a, b in pairs]
+    found = resampling.over_seeds(statistics, lambda x: x, images, resamples=resamples, seed=seed)
     return found.low <= 0 <= found.high, found.p < 0.05
 
 
@@ -68,11 +70,13 @@ def simulate(task: tuple) -> tuple[bool, bool, bool, bool]:
     images, r, resamples, seed = task
     rng = np.random.default_rng([images, int(1000 * r), seed])
     mos, a, b = draw(rng, images, r, r - 0.02, 0.8)
-    one = metrics.interval(metrics.srcc_by_counts(a, mos), images, resamples=resamples, seed=seed)
-    two = metrics.difference(a, b, mos, resamples=resamples, seed=seed)
+    one = resampling.interval(
+        resampling.srcc_by_counts(a, mos), images, resamples=resamples, seed=seed
+    )
+    two = resampling.difference(a, b, mos, resamples=resamples, seed=seed)
     mos, a, b = draw(rng, images, r, r, 0.8)
-    none = metrics.difference(a, b, mos, resamples=resamples, seed=seed)
-    swapped = metrics.permutation_p(a, b, mos, resamples=resamples // 2, seed=seed)
+    none = resampling.difference(a, b, mos, resamples=resamples, seed=seed)
+    swapped = resampling.permutation_p(a, b, mos, resamples=resamples // 2, seed=seed)
     truth, gap = spearman_of(r), spearman_of(r) - spearman_of(r - 0.02)
     return (
         one.low <= truth <= one.high,
@@ -86,10 +90,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--simulations", type=int, default=1000, help="a setting (default: 1000)")
+    parser.add_argument("--simulations", type=int, default=1000, help="per setting (default: 1000)")
     parser.add_argument("--resamples", type=int, default=1000, help="default: 1000")
     parser.add_argument("--images", type=int, nargs="+", default=[500, 2010])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
     args = parser.parse_args()
 
     shares = ("SRCC covered", "difference covered", "bootstrap alarms", "permutation alarms")

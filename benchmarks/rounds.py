@@ -1,6 +1,6 @@
-"""How candidates are compared: in turn, round after round, by the median of each round's ratio.
+"""How candidates are compared: alternately, by the median over the rounds of their ratio.
 
-A machine's speed drifts and others share it; what is measured within one round shares its fate.
+A machine's speed drifts, and others use it too; this affects all candidates of a round alike.
 """
 
 import json
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-subject = None  # in a process of InItsOwnProcess: what `make` made
+subject = None  # in a process of InItsOwnProcess: the object that `make` returned
 
 
-def rates_in_turn(candidates: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+def alternating_rates(candidates: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
     """Units per second of each candidate in each round.
 
-    A candidate does its work and returns how many units it was, or, if it has to tidy up as well,
-    (units, seconds). One unmeasured turn each warms up. The order turns with the rounds.
+    A candidate does its work and returns how many units it was, or, if it has to clean up as well,
+    (units, seconds). An unmeasured round comes first, to warm up. The order rotates.
     """
     names = list(candidates)
     rates = {name: [] for name in names}
@@ -38,9 +38,9 @@ def rates_in_turn(candidates: dict[str, Callable], rounds: int) -> dict[str, lis
 
 
 class InItsOwnProcess:
-    """Calls methods of an object that `make(*args)` makes in a fresh process, which stays.
+    """Calls methods of an object that `make(*args)` creates in a separate process, which is kept.
 
-    So no candidate gains or suffers by what another has set or left behind.
+    So no candidate is affected by what another has set or left behind.
     """
 
     def __init__(self, make: Callable, *args):
@@ -61,7 +61,7 @@ def call_subject(method: str):
 
 
 def ratios(rates: dict[str, list[float]], name: str, to: str) -> list[float]:
-    """One ratio a round."""
+    """One ratio per round."""
     return [a / b for a, b in zip(rates[name], rates[to])]
 
 
@@ -90,7 +90,7 @@ def machine() -> dict:
 
 
 def write_json(path: Path | None, content: dict) -> None:
-    """The figures beside the table, where a file was asked for."""
+    """The figures as JSON, if a file was asked for."""
     if path is not None:
         path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
         print(f"\nwritten to {path}")

@@ -4,15 +4,16 @@
     python3 benchmarks/store.py --dataset koniq-10k --data_path ./koniq-10k
     python3 benchmarks/store.py --part full_size
 
-- reading: random 224 crops as uint8 batches, patches/s on one core, from a store in memory;
-- building: images/s over plain Pillow decode and resize on all cores, which keeps nothing;
+- reading: random 224 crops as uint8 batches, crops/s on one core, from a store in memory;
+- building: images/s compared with plain decoding and resizing by Pillow on all cores, which keeps
+  nothing;
 - full_size: 10,073 images of 512 x 384 as random bytes (5.9 GB of disk, removed again): seconds and
   memory to open store, labels, split and the plan of 176,150 crops, and what a training step on it
-  needs above the same step on a batch in memory. Memory is anonymous memory: pages of the store
-  itself are the system's cache, which it takes back when it needs them.
+  needs more than the same step on a batch in memory. Memory is anonymous memory: pages of the store
+  are the system's cache, which it takes back when it needs them.
 
-Further flags are those of train_resnet_improved.py; without --data_path the demo data set is drawn.
-About 3 minutes.
+Further flags are those of train_resnet_improved.py; without --data_path the demo data set is
+generated. About 3 minutes.
 """
 
 import argparse
@@ -32,29 +33,35 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from PIL import Image
 
 import data_loader as data
-import train_resnet_improved as train
-from loop import training_flags
-from rounds import InItsOwnProcess, print_rates, rates_in_turn, write_json
+from datasets.labels import load_labels
+from datasets.pixel_store import STORE_VERSION, file_state, open_store, store_path
+from devices import keep_freed_memory
+from loop import prepare, training_flags
+from rounds import InItsOwnProcess, alternating_rates, print_rates, write_json
+from train_resnet_improved import train_one_epoch
+from training.flags import parse_args
+from training.learner import StepResults, build_learner
 
 FULL = {"train": 7046, "test": 2010, "others": 1017}  # 10,073 images, as in KonIQ-10k
 PATCHES = 25
 
 
-def reading(args, table, store, rounds: int) -> dict:
-    """Crops as batches of 32 on one core; plain copies of as many bytes for comparison."""
-    train.keep_freed_memory()  # as training does
+def reading(args: argparse.Namespace, opened: data.OpenData, rounds: int) -> dict[str, list[float]]:
+    """Crops as batches of 32 on one core, compared with plain copies of as many bytes."""
+    keep_freed_memory()  # as training does
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
-    rows = table["row"].to_numpy()
+    rows = opened.table["row"].to_numpy()
     size = {"resize": args.resize, "patch_size": args.patch_size}
-    plan = data.training_plan(np.arange(len(rows)), patches=4, seed=0, epoch=1, **size)
-    batches = data.Batches(store, rows, plan, patch_size=args.patch_size, batch_size=32)
+    plan = data.training_plan(np.arange(len(rows)), per_image=4, seed=0, epoch=1, **size)
+    batches = data.Batches(opened.store, rows, plan, patch_size=args.patch_size, batch_size=32)
     source = np.zeros((args.patch_size, args.patch_size, 3), np.uint8)
     target = np.empty((32, args.patch_size, args.patch_size, 3), np.uint8)
-    store.pixels.max()  # in memory, all of it
+    opened.store.pixels.max()  # now all of it is in memory
 
     def crops() -> int:
         for i in range(len(batches)):
@@ -66,7 +73,7 @@ def reading(args, table, store, rounds: int) -> dict:
             target[i % 32] = source
         return len(plan)
 
-    rates = rates_in_turn({"plain copies of as many bytes": copies, "crops": crops}, rounds)
+    rates = alternating_rates({"plain copies of as many bytes": copies, "crops": crops}, rounds)
     os.sched_setaffinity(0, cores)
     return rates
 
@@ -75,7 +82,7 @@ class Pillow:
     """Plain decoding and resizing on all cores; nothing is kept."""
 
     def __init__(self, args):
-        self.args, self.table = args, train.load_data(args)[0]
+        self.args, self.table = args, load_labels(args)[0]
 
     def work(self) -> int:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -88,14 +95,14 @@ class Pillow:
 
 
 class Build(Pillow):
-    """The store from nothing to file and header on disk."""
+    """The store, from no file to file and header on disk."""
 
     def work(self) -> tuple[int, float]:
         args = self.args
-        train.keep_freed_memory()  # as training does
+        keep_freed_memory()  # as training does
         with tempfile.TemporaryDirectory(dir=args.store_dir) as store_dir:
             began = time.perf_counter()
-            data.open_store(
+            open_store(
                 self.table,
                 args.data_path,
                 resize=args.resize,
@@ -105,25 +112,25 @@ class Build(Pillow):
             return len(self.table), time.perf_counter() - began
 
 
-def building(args, rounds: int) -> dict:
-    """Build over Pillow alone, each in a process of its own, in turn."""
+def building(args: argparse.Namespace, rounds: int) -> dict[str, list[float]]:
+    """Building compared with Pillow alone, each in its own process, alternately."""
     makers = {"Pillow, nothing kept": Pillow, "store": Build}
     processes = {name: InItsOwnProcess(make, args) for name, make in makers.items()}
     turns = {name: functools.partial(p.call, "work") for name, p in processes.items()}
-    return rates_in_turn(turns, rounds)
+    return alternating_rates(turns, rounds)
 
 
 def make_full_size(folder: Path) -> None:
-    """KonIQ-10k's layout with empty files for images, and a store that fits them, of noise."""
+    """KonIQ-10k's layout with empty files as images, and a store of noise that belongs to them."""
     (folder / "512x384").mkdir()
     names = [f"{i}.jpg" for i in range(sum(FULL.values()))]
     noise = np.random.default_rng(1).integers(0, 256, (64, 512, 384, 3), np.uint8)
-    sums = [zlib.crc32(image) for image in noise]  # of the images that come again and again
+    sums = [zlib.crc32(image) for image in noise]  # of these 64 images, which repeat
     images = {}
     for row, name in enumerate(names):
         path = folder / "512x384" / name
         path.touch()
-        image = {"row": row, "crc32": sums[row % 64], "file": data.file_state(path)}
+        image = {"row": row, "crc32": sums[row % 64], "file": file_state(path)}
         images[f"512x384/{name}"] = image
     scores = np.random.default_rng(0).uniform(0, 100, len(names))
     lines = [f"{name},{score:.4f}" for name, score in zip(names, scores)]
@@ -135,8 +142,8 @@ def make_full_size(folder: Path) -> None:
         (folder / f"koniq_{part}.json").write_text(json.dumps(entries))
         first += FULL[part]
 
-    header = {"version": data.STORE_VERSION, "resize": [512, 384], "images": images}
-    path = data.store_path(folder, name="koniq-10k", resize=(512, 384), store_dir=folder)
+    header = {"version": STORE_VERSION, "resize": [512, 384], "images": images}
+    path = store_path(folder, name="koniq-10k", resize=(512, 384), store_dir=folder)
     with open(path, "wb") as file:
         for start in range(0, len(names), 64):
             file.write(noise[: len(names) - start])
@@ -144,7 +151,7 @@ def make_full_size(folder: Path) -> None:
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process's own memory, without files that are mapped."""
+    """Bytes of this process's own memory, without mapped files."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
@@ -152,45 +159,38 @@ def anonymous_memory() -> int:
 
 
 def open_full_size(folder: Path, train_on: str) -> None:
-    """In a process of its own: open everything, train two steps, print the figures as JSON."""
+    """In a separate process: open everything, train a few steps, print the figures as JSON."""
     began = time.perf_counter()
-    args = train.parse_args(
-        f"--dataset koniq-10k --data_path {folder} --store_dir {folder} --backbone_weights "
-        "none".split()
+    args = parse_args(
+        f"--dataset koniq-10k --data_path {folder} --store_dir {folder} --device cpu "
+        "--backbone_weights none --workers 0".split()
     )
-    table, _ = train.load_data(args)
-    store, table = data.open_store(
-        table, folder, resize=args.resize, store_dir=folder, name="koniq-10k"
-    )
+    device, precision = prepare(args)
+    opened = data.open_data(args, device)
     plan = data.training_plan(
-        np.flatnonzero(table["split"] == "train"),
-        patches=PATCHES,
+        np.flatnonzero(opened.table["split"] == "train"),
+        per_image=PATCHES,
         resize=args.resize,
         patch_size=args.patch_size,
         seed=0,
         epoch=1,
     )
     figures = {
-        "images": len(store.pixels),
+        "images": len(opened.store.pixels),
         "crops": len(plan),
         "open_seconds": time.perf_counter() - began,
         "open_bytes": anonymous_memory(),
     }
 
-    import torch
-
-    device, peak, done = torch.device("cpu"), [0], threading.Event()
-    precision = train.choose_precision("auto", device)
-    model = train.build_model(args, 50.0).to(memory_format=torch.channels_last)
-    optimizer, scheduler = train.build_optimizer(args, model, 100)
-    batches = data.Batches(
-        store, table["row"].to_numpy(), plan[:96], patch_size=args.patch_size, batch_size=32
-    )
+    learner = build_learner(args, initial_score=50.0, steps=100, device=device, precision=precision)
+    mos = torch.tensor(opened.table["mos"].to_numpy(), dtype=torch.float32)
+    loader = opened.loader(plan[:96], 32)
+    results = StepResults(96, len(loader), device)
     if train_on == "memory":
-        loader = [batches[0]] * len(batches)
-        del batches, store
-    else:
-        loader = data.make_loader(batches, workers=0, pin=False)
+        loader = [next(iter(loader))] * len(loader)
+        del opened
+
+    peak, done = [0], threading.Event()
 
     def watch_memory() -> None:
         while not done.wait(0.02):
@@ -198,25 +198,16 @@ def open_full_size(folder: Path, train_on: str) -> None:
 
     watcher = threading.Thread(target=watch_memory)
     watcher.start()
-    train.train_one_epoch(
-        model,
-        loader,
-        torch.tensor(table["mos"].to_numpy(), dtype=torch.float32),
-        optimizer,
-        scheduler,
-        torch.amp.GradScaler("cpu", enabled=False),
-        precision=precision,
-        gradient_clip=args.gradient_clip,
-        watch=lambda steps: steps,
-        keep=lambda scores: None,
-    )
-    done.set()
+    try:
+        train_one_epoch(learner, loader, mos, results)
+    finally:
+        done.set()
     watcher.join()
     print(json.dumps(figures | {"training_bytes": peak[0]}))
 
 
 def full_size(rounds: int) -> list[dict]:
-    """Each round in fresh processes, from the store and from one batch in memory."""
+    """Each round in new processes, from the store and from one batch in memory."""
     results = []
     with tempfile.TemporaryDirectory() as folder:
         make_full_size(Path(folder))
@@ -225,7 +216,7 @@ def full_size(rounds: int) -> list[dict]:
                 command = [sys.executable, __file__, "--open", folder, "--train_on", train_on]
                 out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 results.append({"train_on": train_on, **json.loads(out.splitlines()[-1])})
-    print("\nfull size, opened in a fresh process")
+    print("\nfull size, opened in a new process")
     print(f"{'images':>8}{'crops':>10}{'seconds':>9}{'GB':>6}   trained on   peak GB")
     for r in results:
         print(
@@ -239,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5, help="median over so many (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="medians are over these (default: 5)")
     parser.add_argument(
         "--part", choices=["reading", "building", "full_size", "all"], default="all"
     )
@@ -251,16 +242,13 @@ def main() -> None:
         return open_full_size(own.open, own.train_on)
 
     results = {}
-    if own.part in ("reading", "building", "all"):
+    if own.part != "full_size":
         args = training_flags(rest)
-        table, _ = train.load_data(args)
-        store, table = data.open_store(
-            table, args.data_path, resize=args.resize, store_dir=args.store_dir, name=args.dataset
-        )
+        opened = data.open_data(args, torch.device("cpu"))
     if own.part in ("reading", "all"):
-        results["reading"] = reading(args, table, store, own.rounds)
+        results["reading"] = reading(args, opened, own.rounds)
         print_rates(
-            "reading, one core", "patches/s", results["reading"], "plain copies of as many bytes"
+            "reading, one core", "crops/s", results["reading"], "plain copies of as many bytes"
         )
     if own.part in ("building", "all"):
         results["building"] = building(args, own.rounds)

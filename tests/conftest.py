@@ -17,7 +17,8 @@ from PIL import Image
 # A job in the background is born deaf to Ctrl-C, and so are its children: hear it again.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
 # What makes a training run short: one tiny batch, no pre-trained weights.
 TINY = ["--backbone_weights", "none", "--resize", "48", "40", "--patch_size", "32"]

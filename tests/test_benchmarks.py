@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from conftest import ROOT, TINY
-from test_train_resnet_improved import start
 
 
 def run(tmp_path, script, *arguments):
@@ -32,9 +31,6 @@ def test_they_run(koniq10k, tmp_path):
     data = ["--data_path", koniq10k, "--store_dir", tmp_path / "store", *TINY]
     out = run(tmp_path, "loop.py", "--rounds", 1, "--steps", 1, "--json", "loop.json", *data)
     assert "bare ResNet-50" in out and (tmp_path / "loop.json").is_file()
-    assert "crops" in run(tmp_path, "profile_loop.py", "--steps", 1, *data)
+    assert "copies" in run(tmp_path, "store.py", "--rounds", 1, "--part", "reading", *data)
     assert "building" in run(tmp_path, "store.py", "--part", "building", *data)
     assert "500" in run(tmp_path, "coverage.py", "--simulations", 2, "--images", 500)
-    start(koniq10k, tmp_path / "out", "--save_model", dataset="koniq-10k")
-    checkpoint = tmp_path / "out" / "resnet_improved_ss_noatt_last.pth"
-    assert "bfloat16" in run(tmp_path, "precision.py", checkpoint)

@@ -1,3 +1,5 @@
+"""The synthetic data set of the demo."""
+
 import json
 from itertools import pairwise
 
@@ -6,8 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import data_loader as data
 import demo_dataset as demo
+from datasets.labels import count_splits, find_images, read_labels
 
 SMALL = {"training": 10, "validation": 3, "test": 5}
 
@@ -20,11 +22,11 @@ def folder(tmp_path_factory):
 
 
 def test_it_goes_through_koniqs_reader(folder):
-    table, source = data.read_labels("koniq-10k", folder)
-    assert data.count_splits(table) == {"train": 10, "val": 3, "test": 5}
+    table, source = read_labels("koniq-10k", folder)
+    assert count_splits(table) == {"train": 10, "val": 3, "test": 5}
     assert "koniq_train.json" in source
-    assert data.find_images(table, folder)["image"].str.startswith("512x384/").all()
-    official, _ = data.read_labels("koniq-10k", folder, split="official")
+    assert find_images(table, folder)["image"].str.startswith("512x384/").all()
+    official, _ = read_labels("koniq-10k", folder, split="official")
     assert official.equals(table)
 
 
@@ -36,21 +38,21 @@ def test_columns_are_koniqs_own(folder, real_data):
         assert ours["MOS"].max() <= (5 if "scores" in name else 100)
 
 
-def test_more_damage_means_a_lower_score(folder):
-    damage = pd.read_csv(folder / "demo_damage.csv")
+def test_more_distortion_means_a_lower_score(folder):
+    distortions = pd.read_csv(folder / "demo_damage.csv")
     scores = pd.read_csv(folder / "koniq10k_scores_and_distributions.csv")
-    assert damage["amount"].corr(scores["MOS_zscore"], method="spearman") < -0.95
-    assert set(damage["damage"]) == set(demo.DAMAGES)
+    assert distortions["amount"].corr(scores["MOS_zscore"], method="spearman") < -0.95
+    assert set(distortions["damage"]) == set(demo.DISTORTIONS)
 
 
-@pytest.mark.parametrize("name", demo.DAMAGES)
-def test_each_damage_grows_with_its_amount(name):
+@pytest.mark.parametrize("name", demo.DISTORTIONS)
+def test_each_distortion_grows_with_its_amount(name):
     scene = demo.draw_scene(np.random.default_rng(0))
     errors = []
     for amount in (0.1, 0.5, 0.9):
-        spoiled = demo.DAMAGES[name](scene, amount, np.random.default_rng(1))
-        assert spoiled.size == scene.size == (512, 384) and spoiled.mode == "RGB"
-        difference = np.asarray(spoiled, float) - np.asarray(scene, float)
+        distorted = demo.DISTORTIONS[name](scene, amount, np.random.default_rng(1))
+        assert distorted.size == scene.size == (512, 384) and distorted.mode == "RGB"
+        difference = np.asarray(distorted, float) - np.asarray(scene, float)
         errors.append(np.sqrt((difference**2).mean()))
     assert errors[0] < errors[1] < errors[2]
 
@@ -75,7 +77,7 @@ def test_it_is_the_same_every_time_and_made_once(folder, tmp_path):
         assert (folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
-def test_another_makings_folder_is_drawn_again(folder, tmp_path):
+def test_a_folder_of_another_version_is_generated_again(folder, tmp_path):
     demo.make_demo(tmp_path / "d", counts=SMALL)
     made = json.loads((tmp_path / "d" / "demo.json").read_text())
     (tmp_path / "d" / "demo.json").write_text(json.dumps(made | {"version": 0}))
@@ -90,6 +92,6 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
 
 
 def test_no_two_scenes_are_alike(folder):
-    table, _ = data.read_labels("koniq-10k", folder)
+    table, _ = read_labels("koniq-10k", folder)
     images = [Image.open(folder / name).resize((8, 8)).tobytes() for name in table["image"]]
     assert len(set(images)) == len(images)

@@ -12,41 +12,44 @@ import pandas as pd
 import pytest
 import torch
 
-import data_loader as data
-import train_resnet_improved as train
-from conftest import ROOT, TINY, make_koniq10k
+from conftest import TESTS, TINY, make_koniq10k
+from data_loader import open_data, share_of
+from errors import RunError
+from evaluation import evaluate, evaluation_plan, load_model
 from test_resume import outcome, same
+from training.processes import check_batches
 
 # Trains with BatchNorm in eval mode, and writes what each process has seen and all have scored;
 # or kills one process at a step of the first attempt.
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {root!r})
+sys.path.insert(0, {tests!r})
 import numpy as np, torch
-import data_loader, train_resnet_improved as train
+from interventions import before_each_step, train_resnet_improved, training
 
 out, rank = Path({out!r}), os.environ.get("RANK", "0")
 if {eval_norm}:
     torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
-gather, images = train.Run.gather_scores, []
+Run = training.run.Run
+gather, images = Run.gather_steps, []
 def gathered(run):
-    scores = gather(run)
+    scores, losses = gather(run)
     if len(scores):
         np.save(out / "scores.npy", scores)
+        np.save(out / "losses.npy", losses)
         np.save(out / f"images{{rank}}.npy", np.concatenate(images[: run.steps]))
-    return scores
-train.Run.gather_scores = gathered
-original, steps = data_loader.to_network_input, [0]
-def seen(batch, device):
+    return scores, losses
+Run.gather_steps = gathered
+steps = [0]
+def seen(batch):
     images.append(batch["images"].numpy())
     steps[0] += 1
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if rank == "1" and steps[0] == {dies_at} and first:
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(batch, device)
-data_loader.to_network_input = seen
-sys.exit(train.main())
+before_each_step(seen)
+sys.exit(train_resnet_improved.main())
 """
 
 
@@ -62,7 +65,7 @@ def trained(folder, out: Path, *flags, ranks=1, restarts=0, eval_norm=False, die
     out.mkdir(exist_ok=True)
     script = out / "driver.py"
     script.write_text(
-        DRIVER.format(root=str(ROOT), out=str(out), eval_norm=eval_norm, dies_at=dies_at)
+        DRIVER.format(tests=str(TESTS), out=str(out), eval_norm=eval_norm, dies_at=dies_at)
     )
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     torchrun += [f"--max-restarts={restarts}", "--monitor-interval=0.2"]
@@ -91,45 +94,39 @@ def test_two_processes_do_the_work_of_one(folder, tmp_path):
     one, two = tmp_path / "1", tmp_path / "2"
     plan = np.load(one / "images0.npy")
     parts = [np.load(two / f"images{rank}.npy") for rank in (0, 1)]
-    shares = [data.share_of(35, 10, rank, 2) for rank in (0, 1)]
+    shares = [share_of(35, 10, rank, 2) for rank in (0, 1)]
     assert [len(part) for part in parts] == [18, 17]
     assert all((plan[share] == part).all() for share, part in zip(shares, parts))
     assert sorted(np.concatenate(shares)) == list(range(35))
 
-    # The same losses, step by step, within what float32 rounds.
+    # The same scores and losses, step by step, within what float32 rounds.
     error = np.abs(np.load(one / "scores.npy") - np.load(two / "scores.npy"))  # of about 50
     assert error[:10].max() < 2e-5 and error.max() < 2e-3
+    error = np.abs(np.load(one / "losses.npy") - np.load(two / "losses.npy"))
+    assert len(error) == 4 and error.max() < 2e-3
 
     # The same evaluation of the same weights, each image once.
     config, epoch = map(json.loads, (two / "run.jsonl").read_text().splitlines())
     assert config["ranks"] == 2
+    model = load_model(two / "resnet_improved_ss_noatt_last.pth", "cpu")
     args = argparse.Namespace(**config["flags"])
-    state = torch.load(two / "resnet_improved_ss_noatt_last.pth", weights_only=True)
-    model = train.build_model(args, 50.0)
-    model.load_state_dict(state["model"])
-    table, _ = train.load_data(args)
-    store, table = data.open_store(
-        table, folder, resize=args.resize, store_dir=args.store_dir, name=args.dataset
-    )
-    plan = train.judged_plan(args, table)
-    batches = data.Batches(store, table["row"].to_numpy(), plan, patch_size=32, batch_size=64)
-    loader = data.make_loader(batches, workers=0, pin=False)
-    scores, _ = train.evaluate(
-        model, loader, 3, device=torch.device("cpu"), precision="off", watch=iter
-    )
-    judged = pd.read_csv(two / "run_predictions.csv")
-    assert list(judged["image"]) == list(table["image"][plan[::3, 0]])
-    assert np.abs(judged["score"] - scores).max() <= 2e-6  # each rounded to 1e-6
+    opened = open_data(args, torch.device("cpu"))
+    plan = evaluation_plan(args, opened.table)
+    batches = opened.loader(plan, 64)
+    scores, _ = evaluate(model, batches, 3, device=torch.device("cpu"), precision="off")
+    evaluated = pd.read_csv(two / "run_predictions.csv")
+    assert list(evaluated["image"]) == list(opened.table["image"][plan[::3, 0]])
+    assert np.abs(evaluated["score"] - scores).max() <= 2e-6  # each rounded to 1e-6
     assert epoch["test_srcc"] is not None
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    args = train.parse_args(["--batch_size", "30"])
-    with pytest.raises(train.RunError, match="30 can't be shared by 4 processes"):
-        train.check_batches(args, 1000, 4)
-    with pytest.raises(train.RunError, match="last batch of 1 crops, and each process needs"):
-        train.check_batches(args, 301, 2)
-    train.check_batches(args, 302, 2)
+    sizes = {"batch_size": 30, "patch_size": 224}
+    with pytest.raises(RunError, match="30 can't be shared by 4 processes"):
+        check_batches(**sizes, crops=1000, processes=4)
+    with pytest.raises(RunError, match="last batch of 1 crops, and each process needs"):
+        check_batches(**sizes, crops=301, processes=2)
+    check_batches(**sizes, crops=302, processes=2)
 
 
 @pytest.mark.slow

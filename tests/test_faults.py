@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-import data_loader as data
-import models_resnet_improved as models
 import train_resnet_improved as train
-from conftest import ROOT, TINY, make_koniq10k, photo
-from data_loader import DataError
-from train_resnet_improved import RunError
+from backbone_weights import load_backbone_weights
+from conftest import ROOT, TESTS, TINY, make_koniq10k, photo
+from datasets.labels import find_images, read_labels
+from datasets.pixel_store import decode, open_store
+from errors import DataError, RunError, WeightsError
+from training.flags import parse_args
+from training.records import UNDEFINED
 
 
 def argv(folder, out, *more) -> list[str]:
@@ -31,9 +33,10 @@ def argv(folder, out, *more) -> list[str]:
 
 def process(arguments, *, before="", limit=None, **options) -> subprocess.CompletedProcess:
     """Training in a process of its own, with code that runs before, and a limit on files' size."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train_resnet_improved as train\n"
+    code = f"import os, resource, signal, sys; sys.path.insert(0, {str(TESTS)!r})\n"
+    code += "import interventions\nfrom interventions import *\n"
     code += f"sys.argv = ['train_resnet_improved.py', *{list(arguments)!r}]\n{before}\n"
-    code += "sys.exit(train.main())"
+    code += "sys.exit(train_resnet_improved.main())"
 
     def limited():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does: an error, not a death
@@ -64,20 +67,21 @@ def contents(folder: Path) -> dict[str, bytes]:
 # A full disk
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(koniq10k, tmp_path):
+def test_a_state_that_does_not_fit_leaves_the_checkpoints_before(koniq10k, tmp_path):
     out = tmp_path / "out"
-    train.run(train.parse_args(argv(koniq10k, out, "--save_model", "--epochs", 1)))
+    train.run(parse_args(argv(koniq10k, out, "--save_model", "--epochs", 1)))
     before = contents(out)
     more = ("--save_model", "--run_name", "second")
-    done = process(argv(koniq10k, out, *more), limit=50_000_000)  # a checkpoint is 100 MB or 300
-    refused(done, "--checkpoint_dir", "_last.pth", "can't be written")
+    # A checkpoint is 100 MB, a state 300.
+    done = process(argv(koniq10k, out, *more), limit=50_000_000)
+    refused(done, "--log_dir", "second_state.pth", "can't be written")
     after = contents(out)
     kept = {n: b for n, b in after.items() if ".2" in n}  # the first run's, renamed by their time
     assert sorted(map(len, kept.values())) == sorted(
-        len(b) for n, b in before.items() if n.endswith(".pth")
+        len(b) for n, b in before.items() if n.startswith("resnet") and n.endswith(".pth")
     )
-    assert {n: b for n, b in after.items() if n in before and "pth" not in n} == {
-        n: b for n, b in before.items() if "pth" not in n
+    assert {n: b for n, b in after.items() if n in before} == {
+        n: b for n, b in before.items() if not n.startswith("resnet")
     }
     assert not [n for n in after if n.endswith(".tmp")]
     assert len((out / "second.jsonl").read_text().splitlines()) == 2  # the epoch is recorded
@@ -91,13 +95,12 @@ def test_a_store_that_does_not_fit_leaves_none(koniq10k, tmp_path):
 
 def test_a_log_that_does_not_fit_leaves_the_epochs_before(koniq10k, tmp_path):
     before = """
-import data_loader, resource, signal
-original = data_loader.write_atomically
+original = files.write_atomically
 def full(path, text):
     if path.name == "run.jsonl" and text.count('"type": "epoch"') == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
     return original(path, text)
-data_loader.write_atomically = full
+replace(original, full)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"""
     out = tmp_path / "out"
     refused(process(argv(koniq10k, out), before=before), "run.jsonl", "can't be written")
@@ -126,7 +129,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(
 ):
     arguments = argv(koniq10k, tmp_path / "out", "--save_model", flag, read_only)
     with pytest.raises((RunError, DataError), match="can't be written to"):
-        train.run(train.parse_args(arguments))
+        train.run(parse_args(arguments))
 
 
 # The pixel store
@@ -135,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_training(
 @pytest.fixture
 def built(koniq10k, tmp_path):
     """A folder with a built pixel store: (folder, the store's file)."""
-    train.run(train.parse_args(argv(koniq10k, tmp_path / "first", "--epochs", 1)))
+    train.run(parse_args(argv(koniq10k, tmp_path / "first", "--epochs", 1)))
     (path,) = Path(f"{koniq10k}.store").glob("*.u8")
     return koniq10k, path
 
@@ -150,7 +153,7 @@ def test_flipped_bytes_are_never_trained_on(built, tmp_path, seed):
         done = process(argv(folder, tmp_path / f"out{workers}", "--workers", workers))
         refused(done, str(path), "is damaged", "delete the file")
     path.unlink()
-    train.run(train.parse_args(argv(folder, tmp_path / "again")))
+    train.run(parse_args(argv(folder, tmp_path / "again")))
 
 
 def damaged_headers(header: dict):
@@ -173,17 +176,17 @@ def damaged_headers(header: dict):
 def test_a_header_that_does_not_fit_is_built_anew_or_refused(built, tmp_path):
     folder, path = built
     good, header = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
-    table, _ = data.read_labels("koniq-10k", folder)
+    table, _ = read_labels("koniq-10k", folder)
     wanted = {r.image: r.mos for r in table.itertuples()}
     for what, bad in damaged_headers(header):
         path.with_suffix(".json").write_text(json.dumps(bad))
-        store, opened = data.open_store(
-            data.find_images(table, folder), folder, resize=(48, 40), store_dir=path.parent,
+        store, opened = open_store(
+            find_images(table, folder), folder, resize=(48, 40), store_dir=path.parent,
             name="koniq-10k",
         )  # fmt: skip
         rows = opened["row"].to_numpy()
         same = all(
-            (store.pixels[row] == data.decode(folder / image, 48, 40)).all()
+            (store.pixels[row] == decode(folder / image, 48, 40)).all()
             for image, row in zip(opened["image"], rows)
         )
         if not same:  # two images swapped, with their checksums in place
@@ -198,20 +201,16 @@ def test_a_store_cut_short_is_built_anew(built, tmp_path, capsys):
     folder, path = built
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    train.run(train.parse_args(argv(folder, tmp_path / "again")))
+    train.run(parse_args(argv(folder, tmp_path / "again")))
     assert path.read_bytes() == whole
 
 
 def test_a_builder_that_was_killed_leaves_nothing_that_is_trusted(koniq10k, tmp_path):
-    before = "import data_loader, os, signal\noriginal, calls = data_loader.decode, []\n"
-    before += (
-        "def dies(*a):\n    calls.append(1)\n    if len(calls) == 6: os.kill(os.getpid(), 9)\n"
-    )
-    before += "    return original(*a)\ndata_loader.decode = dies"
+    before = "dies_at(pixel_store, 'decode', 6)"
     done = process(argv(koniq10k, tmp_path / "out"), before=before)
     assert done.returncode == -signal.SIGKILL
     assert not list(Path(f"{koniq10k}.store").glob("*.u8"))
-    train.run(train.parse_args(argv(koniq10k, tmp_path / "again")))
+    train.run(parse_args(argv(koniq10k, tmp_path / "again")))
     assert not list(Path(f"{koniq10k}.store").glob("*.tmp"))
 
 
@@ -219,10 +218,10 @@ def test_a_builder_that_was_killed_leaves_nothing_that_is_trusted(koniq10k, tmp_
 
 
 def test_an_image_that_goes_away_or_breaks_is_named(koniq10k, tmp_path):
-    before = "import data_loader\noriginal = data_loader.open_store\n"
+    before = "original = pixel_store.open_store\n"
     before += "def late(table, folder, **o):\n"
-    before += "    import pathlib; pathlib.Path(folder, '1024x768', '1003.jpg').unlink()\n"
-    before += "    return original(table, folder, **o)\ndata_loader.open_store = late"
+    before += "    Path(folder, '1024x768', '1003.jpg').unlink()\n"
+    before += "    return original(table, folder, **o)\nreplace(original, late)"
     done = process(argv(koniq10k, tmp_path / "out"), before=before)
     assert done.returncode == 1 and "1024x768/1003.jpg: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -249,7 +248,7 @@ def test_a_link_that_leads_outside_is_refused(koniq10k, tmp_path):
     image.unlink()
     image.symlink_to(tmp_path / "outside.jpg")
     with pytest.raises(DataError, match="1 images are links to places outside"):
-        train.run(train.parse_args(argv(koniq10k, tmp_path / "out")))
+        train.run(parse_args(argv(koniq10k, tmp_path / "out")))
 
 
 # Training
@@ -257,42 +256,40 @@ def test_a_link_that_leads_outside_is_refused(koniq10k, tmp_path):
 
 def test_a_loss_that_is_not_finite_keeps_the_checkpoint_before(koniq10k, tmp_path):
     out = tmp_path / "out"
-    before = "import data_loader, torch\noriginal, calls = data_loader.to_network_input, []\n"
+    before = "original, calls = data_loader.to_network_input, []\n"
     before += "def breaks(batch, device):\n    calls.append(1)\n    x = original(batch, device)\n"
     before += "    return x * float('nan') if len(calls) == 7 else x\n"  # the third step of epoch 2
-    before += "data_loader.to_network_input = breaks"
+    before += "replace(original, breaks)"
     done = process(argv(koniq10k, out, "--save_model"), before=before)
-    refused(done, "epoch 2, step 3 of 3: the loss is not finite", "_last.pth is from before")
-    state = torch.load(out / "resnet_improved_ss_noatt_last.pth", weights_only=True)
+    refused(
+        done, "epoch 2, step 3 of 3: the loss is not finite", "run_state.pth was saved before that"
+    )
+    state = torch.load(out / "run_state.pth", weights_only=True)
     assert len(state["epochs"]) == 1
     assert all(t.isfinite().all() for t in state["model"].values())
 
 
 def test_constant_predictions_are_said_and_never_the_best(koniq10k, tmp_path):
-    before = "import models_resnet_improved as m\n"
-    before += "original = m.TargetNet.forward\n"
-    before += "m.TargetNet.forward = lambda s, q, r: original(s, q, r) * 0 + 50"
+    before = "net = models_resnet_improved.TargetNet\noriginal = net.forward\n"
+    before += "net.forward = lambda s, q, r: original(s, q, r) * 0 + 50"
     out = tmp_path / "out"
     done = process(argv(koniq10k, out, "--save_model"), before=before)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"undefined ({train.UNDEFINED})") == 6
-    assert [p.name for p in out.glob("*.pth")] == ["resnet_improved_ss_noatt_last.pth"]
+    assert done.stdout.count(f"undefined ({UNDEFINED})") == 6
+    assert [p.name for p in out.glob("resnet*.pth")] == ["resnet_improved_ss_noatt_last.pth"]
 
 
 def test_memory_that_runs_out_is_one_sentence(koniq10k, tmp_path):
-    before = "import data_loader, resource\noriginal = data_loader.to_network_input\n"
-    before += "def less(batch, device):\n"
+    before = "def less(batch):\n"
     before += "    used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
     before += "    resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))\n"
-    before += "    return original(batch, device)\ndata_loader.to_network_input = less"
+    before += "before_each_step(less)"
     done = process(argv(koniq10k, tmp_path / "out"), before=before)
     refused(done, "out of memory", "--batch_size")
 
 
 def test_a_worker_that_dies_is_one_sentence(koniq10k, tmp_path):
-    before = (
-        "import data_loader, os\noriginal = data_loader.Batches.__getitem__\nme = os.getpid()\n"
-    )
+    before = "original = data_loader.Batches.__getitem__\nme = os.getpid()\n"
     before += "def dies(self, index):\n"
     before += "    if index == 2 and os.getpid() != me: os.kill(os.getpid(), 9)\n"
     before += "    return original(self, index)\ndata_loader.Batches.__getitem__ = dies"
@@ -323,7 +320,7 @@ def test_the_smallest_data_sets_train(tmp_path, train_images, patches):
     (folder / "koniq10k_distributions_sets.csv").unlink()
     more = ("--train_patch_num", patches, "--test_patch_num", 1, "--batch_size", 32, "--save_model")
     out = tmp_path / "out"
-    train.run(train.parse_args(argv(folder, out, *more)))
+    train.run(parse_args(argv(folder, out, *more)))
     _, *epochs = map(json.loads, (out / "run.jsonl").read_text().splitlines())
     assert len(epochs) == 2 and epochs[0]["test_srcc"] is None and epochs[0]["loss"] > 0
 
@@ -353,7 +350,7 @@ def test_absurd_numbers_are_refused_with_the_flag_and_its_range(flag, capsys):
     absurd = ["-1", "nan", "inf", "1e30", "many", ""] + (["0"] if flag not in MAY_BE_0 else [])
     for value in absurd:
         with pytest.raises(SystemExit) as ended:
-            train.parse_args([f"{flag}={value}"])
+            parse_args([f"{flag}={value}"])
         error = capsys.readouterr().err
         assert ended.value.code == 2 and f"argument {flag}" in error and "at least" in error
 
@@ -378,10 +375,10 @@ def test_a_pickle_that_would_run_code_is_refused_everywhere(koniq10k, tmp_path, 
         path.write_bytes(pickle.dumps({"model": Malicious(marker)}))
     else:
         torch.save({"model": Malicious(marker), "config": {}, "epochs": []}, path)
-    with pytest.raises(models.WeightsError, match="load safely"):
-        models.load_backbone_weights(path)
+    with pytest.raises(WeightsError, match="load safely"):
+        load_backbone_weights(path)
     with pytest.raises(RunError, match="damaged, or not a file of tensors"):
-        train.run(train.parse_args(argv(koniq10k, tmp_path / "out", "--resume", path)))
+        train.run(parse_args(argv(koniq10k, tmp_path / "out", "--resume", path)))
     assert not marker.exists()
 
 
@@ -401,7 +398,10 @@ NASTY = [
 @pytest.mark.parametrize("name", NASTY)
 def test_no_name_breaks_out_of_the_script(tmp_path, name):
     stand_in = tmp_path / "python"
-    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@" >>"$CALLS"\nexit 1\n')
+    stand_in.write_text(
+        '#!/usr/bin/env bash\ncase $1 in *experiment.py) exec python3 "$@" ;; esac\n'
+        'printf "%s\\0" "$@" >>"$CALLS"\nexit 1\n'
+    )
     stand_in.chmod(0o755)
     work, calls = tmp_path / "work", tmp_path / "calls"
     work.mkdir()

@@ -1,4 +1,4 @@
-"""Label and split files as they should not be: one sentence, or the right table; never a guess."""
+"""Wrong label and split files give one sentence, or the right table; never a guess."""
 
 import csv
 import io
@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_loader import CsvOptions, DataError, read_labels
+from datasets.labels import read_labels
+from datasets.readers import CsvOptions
+from errors import DataError
 
 NAMES = st.one_of(
     st.sampled_from([f"{i}.jpg" for i in range(8)]),
@@ -42,7 +44,7 @@ HEADERS = st.sampled_from(
 
 @st.composite
 def tables(draw) -> bytes:
-    """A table such as koniq10k_distributions_sets.csv, right or wrong in some way."""
+    """A table such as koniq10k_distributions_sets.csv, correct, or wrong in some way."""
     rows = draw(st.one_of(GOOD_ROWS, GOOD_ROWS, ROWS))
     header = draw(HEADERS)
     file = io.StringIO()
@@ -60,7 +62,7 @@ def tables(draw) -> bytes:
 
 @st.composite
 def lists(draw) -> bytes:
-    """A split list such as koniq_train.json, right or wrong in some way."""
+    """A split list such as koniq_train.json, correct, or wrong in some way."""
     good = st.lists(st.sampled_from([f"{i}.jpg" for i in range(30)]), min_size=1, max_size=2)
     names = draw(st.one_of(good, good, st.lists(NAMES, max_size=6)))
     entries = [{draw(st.sampled_from(["image"] * 9 + ["img"])): f"any/{name}"} for name in names]
@@ -168,10 +170,10 @@ def fuzz(examples: int) -> int:
     return accepted
 
 
-def test_some_hundred_files_are_read_right_or_refused():
+def test_some_hundred_files_are_read_correctly_or_refused():
     assert fuzz(100) > 10
 
 
 @pytest.mark.slow
-def test_20000_files_are_read_right_or_refused():
+def test_20000_files_are_read_correctly_or_refused():
     assert fuzz(5000) > 500

@@ -13,8 +13,11 @@ import models_hyperiqa as hyper
 import predict_resnet_improved as predict
 import train_resnet_improved as train
 from conftest import ROOT, TINY, photo
+from errors import WeightsError
+from experiment import configuration_name
 from models_hyperiqa import PARAMETERS, HyperIQA, SmartIQA, build_neighbour
-from models_resnet_improved import WeightsError
+from training.flags import parse_args
+from training.learner import build_optimizer
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -188,7 +191,7 @@ def test_it_is_not_tested_on_the_data_set_it_was_trained_on(published, koniq10k,
     arguments = ["--checkpoint", published[0], "--model", "hyperiqa"]
     sys.argv = ["predict", *map(str, arguments), "--test_on", f"koniq-10k={koniq10k}"]
     assert predict.main() == 1
-    assert "it isn't known which" in capsys.readouterr().err
+    assert "it is not known which" in capsys.readouterr().err
 
 
 def test_other_files_are_not_taken_for_it(published, tmp_path):
@@ -212,17 +215,17 @@ def test_other_files_are_not_taken_for_it(published, tmp_path):
 
 
 def test_presets_are_defaults_that_flags_override():
-    args = train.parse_args(["--preset", "hyperiqa_paper", "--epochs", "2"])
+    args = parse_args(["--preset", "hyperiqa_paper", "--epochs", "2"])
     assert (args.model, args.optimizer, args.lr, args.batch_size, args.epochs) == (
         "hyperiqa", "adam", 2e-5, 96, 2,
     )  # fmt: skip
-    args = train.parse_args(["--preset", "smart_iqa", "--model", "smart_iqa_tiny"])
-    assert train.model_name(args) == "smart_iqa_tiny_ms_att" and args.train_patch_num == 20
-    args = train.parse_args(["--model", "smart_iqa_tiny", "--no-use_multiscale"])
-    assert train.model_name(args) == "smart_iqa_tiny_ss_noatt"
-    args = train.parse_args(["--model", "smart_iqa_tiny", "--no-use_attention"])
-    assert train.model_name(args) == "smart_iqa_tiny_ms_noatt"
-    assert train.model_name(train.parse_args(["--model", "hyperiqa"])) == "hyperiqa"
+    args = parse_args(["--preset", "smart_iqa", "--model", "smart_iqa_tiny"])
+    assert configuration_name(vars(args)) == "smart_iqa_tiny_ms_att" and args.train_patch_num == 20
+    args = parse_args(["--model", "smart_iqa_tiny", "--no-use_multiscale"])
+    assert configuration_name(vars(args)) == "smart_iqa_tiny_ss_noatt"
+    args = parse_args(["--model", "smart_iqa_tiny", "--no-use_attention"])
+    assert configuration_name(vars(args)) == "smart_iqa_tiny_ms_noatt"
+    assert configuration_name(vars(parse_args(["--model", "hyperiqa"]))) == "hyperiqa"
 
 
 @pytest.mark.parametrize(
@@ -236,22 +239,22 @@ def test_presets_are_defaults_that_flags_override():
     ],
 )
 def test_each_model_has_its_own_dropout(flags, rate):
-    assert train.parse_args(flags.split()).dropout_rate == rate
+    assert parse_args(flags.split()).dropout_rate == rate
 
 
 def test_the_papers_recipe_splits_by_the_seed_and_clips_nothing():
-    args = train.parse_args(["--preset", "hyperiqa_paper", "--seed", "7"])
+    args = parse_args(["--preset", "hyperiqa_paper", "--seed", "7"])
     assert (args.split, args.split_seed, args.gradient_clip) == ("random", 7, 0)
-    args = train.parse_args(["--preset", "hyperiqa_paper", "--split_seed", "3"])
+    args = parse_args(["--preset", "hyperiqa_paper", "--split_seed", "3"])
     assert args.split_seed == 3
-    assert train.parse_args(["--seed", "7"]).split_seed == 0
+    assert parse_args(["--seed", "7"]).split_seed == 0
 
 
 def test_the_step_schedule_divides_by_ten_every_six_epochs():
-    args = train.parse_args(["--preset", "hyperiqa_paper"])
+    args = parse_args(["--preset", "hyperiqa_paper"])
     model = nn.Linear(1, 1)
     model.parameter_groups = lambda: ([model.weight], [model.bias])
-    optimizer, scheduler = train.build_optimizer(args, model, 16 * 5)
+    optimizer, scheduler = build_optimizer(args, model, 16 * 5)
     rates = []
     for _ in range(16 * 5):
         rates.append([group["lr"] for group in optimizer.param_groups])
@@ -267,18 +270,18 @@ def test_the_step_schedule_divides_by_ten_every_six_epochs():
     "flags, message",
     [
         (["--model", "hyperiqa", "--use_multiscale"], "hyperiqa has no fusion"),
-        (["--model", "hyperiqa", "--patch_size", "64"], "takes 224 alone"),
+        (["--model", "hyperiqa", "--patch_size", "64"], "needs --patch_size 224"),
         (["--model", "hyperiqa", "--dropout_rate", "0.3"], "hyperiqa has no dropout"),
     ],
 )
 def test_what_a_model_has_not_is_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
-        train.parse_args(flags)
+        parse_args(flags)
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("weights", ["imagenet1k_v1", "imagenet1k_v2"])
-def test_swin_weights_that_cannot_be_had_are_named(weights, tmp_path, monkeypatch):
+def test_swin_weights_that_cannot_be_read_are_named(weights, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
@@ -297,7 +300,7 @@ def test_they_train_and_predict_through_the_same_harness(koniq10k, tmp_path, mod
     flags = ["--data_path", koniq10k, "--store_dir", tmp_path / "store", "--log_dir", tmp_path]
     flags += ["--checkpoint_dir", tmp_path, "--run_name", "run", "--save_model", "--model", model]
     flags += ["--patch_size", 224, "--resize", 224, 224, "--epochs", 1, "--train_patch_num", 1]
-    train.run(train.parse_args([*TINY, *map(str, flags), "--test_patch_num", "1"]))
+    train.run(parse_args([*TINY, *map(str, flags), "--test_patch_num", "1"]))
     assert "Last Test SRCC" in capsys.readouterr().out
     (checkpoint,) = tmp_path.glob("*_last.pth")
     scorer = predict.load_model(checkpoint, "cpu")

@@ -1,27 +1,25 @@
-import copy
-import pickle
-from http.client import HTTPException, InvalidURL
-from pathlib import Path
-from urllib.error import URLError
+"""What is computed: exact parameters, shapes, and scores that depend on their own image alone."""
 
 import pytest
 import torch
-import torchvision
 
 import models_resnet_improved as models
-from models_resnet_improved import CONFIGURATIONS, ResNetImproved, WeightsError
+from experiment import FULL, rows_of
+from models_resnet_improved import ResNetImproved
+
+ROWS = rows_of("resnet_improved")
 
 
 def build(name: str, **options) -> ResNetImproved:
     torch.manual_seed(0)
-    return ResNetImproved(**CONFIGURATIONS[name][0], **options)
+    return ResNetImproved(**ROWS[name].options, **options)
 
 
 def count(*parts: torch.nn.Module) -> int:
     return sum(p.numel() for part in parts for p in part.parameters())
 
 
-@pytest.fixture(scope="module", params=CONFIGURATIONS)
+@pytest.fixture(scope="module", params=ROWS)
 def named_model(request):
     return request.param, build(request.param)
 
@@ -31,15 +29,15 @@ def test_exact_number_of_parameters(named_model):
     assert (
         count(model)
         == {
-            "ss_noatt": 25_624_337,
-            "ms_noatt": 28_124_177,
-            "ms_att": 28_649_749,
+            "resnet_improved_ss_noatt": 25_624_337,
+            "resnet_improved_ms_noatt": 28_124_177,
+            "resnet_improved_ms_att": 28_649_749,
         }[name]
     )
 
 
 def test_parameters_of_each_part():
-    model = build("ms_att")
+    model = build(FULL)
     assert count(model.backbone) == 23_508_032
     assert [count(p) for p in model.fusion.project] == [66_304, 263_680, 1_051_648]
     assert count(model.fusion.attention) == 525_572
@@ -50,37 +48,13 @@ def test_parameters_of_each_part():
     assert count(model.target_net) == 0
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", ROWS)
 def test_every_parameter_gets_a_gradient(name):
     model = build(name).train()
     scores, _ = model(torch.randn(2, 3, 64, 64))
     (scores - torch.tensor([20.0, 80.0])).abs().mean().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
-
-
-def test_folding_batch_norms_changes_no_score(named_model):
-    _, model = named_model
-    model = copy.deepcopy(model)
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        torch.nn.init.uniform_(norm.running_mean, -0.5, 0.5)
-        torch.nn.init.uniform_(norm.running_var, 0.5, 2)
-        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
-        torch.nn.init.uniform_(norm.bias, -0.2, 0.2)
-    model.train()
-    folded = models.folded(model)
-    assert model.training and not folded.training
-    assert len(norms) > 50 and not any(
-        isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules()
-    )
-    images = torch.randn(2, 3, 224, 224)
-    with torch.no_grad():
-        scores, weights = model.eval()(images)
-        folded_scores, folded_weights = folded(images)
-    torch.testing.assert_close(folded_scores, scores, rtol=1e-4, atol=1e-4)
-    if weights is not None:
-        torch.testing.assert_close(folded_weights, weights, rtol=1e-4, atol=1e-5)
 
 
 def test_a_score_depends_on_its_own_image_only(named_model):
@@ -143,7 +117,7 @@ def test_a_fresh_target_net_is_not_saturated(named_model):
 
 
 def test_shapes_are_as_the_comments_say():
-    model = build("ms_att").eval()
+    model = build(FULL).eval()
     shapes = {}
     for name, module in model.named_modules():
         module.register_forward_hook(lambda m, i, out, name=name: shapes.update({name: out}))
@@ -169,7 +143,7 @@ def test_shapes_are_as_the_comments_say():
 
 
 def test_stage_weights_sum_to_one_and_scale_the_stages():
-    model = build("ms_att").eval()
+    model = build(FULL).eval()
     with torch.no_grad():
         stages = model.backbone(torch.randn(2, 3, 64, 64))
         fused, weights = model.fusion(stages)
@@ -185,7 +159,7 @@ def test_stage_weights_sum_to_one_and_scale_the_stages():
 
 def test_stage_weights_sum_to_one_in_bfloat16_too():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        _, weights = build("ms_att").eval()(torch.randn(8, 3, 64, 64))
+        _, weights = build(FULL).eval()(torch.randn(8, 3, 64, 64))
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(1), torch.ones(8))
 
@@ -204,13 +178,13 @@ def test_pooling_before_the_query_convolution_equals_the_paper_s_order():
 @pytest.mark.parametrize("size", [(32, 32), (96, 160), (225, 257)])
 def test_other_input_sizes(size):
     with torch.no_grad():
-        scores, weights = build("ms_att").eval()(torch.randn(1, 3, *size))
+        scores, weights = build(FULL).eval()(torch.randn(1, 3, *size))
     assert scores.shape == (1,) and weights.shape == (1, 4) and scores.isfinite().all()
 
 
 def test_scores_are_float32_under_autocast():
     # bfloat16 knows steps of 0.25 near 50: scores on that grid would tie
-    model = build("ms_att").eval()
+    model = build(FULL).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         scores, weights = model(torch.randn(8, 3, 64, 64))
     assert scores.dtype == weights.dtype == torch.float32
@@ -230,7 +204,7 @@ def test_a_dropout_rate_out_of_range_is_refused(rate):
 
 
 def test_parameter_groups_are_backbone_and_the_rest():
-    model = build("ms_att")
+    model = build(FULL)
     backbone, new = model.parameter_groups()
     assert sum(p.numel() for p in backbone) == 23_508_032
     assert len(backbone) + len(new) == len(list(model.parameters()))
@@ -238,110 +212,8 @@ def test_parameter_groups_are_backbone_and_the_rest():
 
 def test_building_and_running_prints_nothing(capfd):
     with torch.no_grad():
-        build("ms_att").eval()(torch.randn(1, 3, 32, 32))
+        build(FULL).eval()(torch.randn(1, 3, 32, 32))
     assert capfd.readouterr() == ("", "")
-
-
-# Backbone weights
-
-
-@pytest.fixture(scope="module")
-def resnet50_state():
-    torch.manual_seed(7)
-    return torchvision.models.resnet50(weights=None).state_dict()
-
-
-def test_weights_from_a_file_reach_the_backbone(tmp_path, resnet50_state):
-    path = tmp_path / "resnet50.pth"
-    torch.save(resnet50_state, path)
-    model = build("ss_noatt", backbone_weights=path)
-    torch.testing.assert_close(model.backbone.stem[0].weight, resnet50_state["conv1.weight"])
-    torch.testing.assert_close(
-        model.backbone.stage4[2].conv3.weight, resnet50_state["layer4.2.conv3.weight"]
-    )
-
-
-def test_imagenet_weights_come_from_torchvisions_cache(tmp_path, monkeypatch, resnet50_state):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(resnet50_state, tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth")
-    model = build("ss_noatt", backbone_weights="imagenet1k_v1")
-    torch.testing.assert_close(model.backbone.stem[0].weight, resnet50_state["conv1.weight"])
-
-
-@pytest.mark.parametrize(
-    "name, file",
-    [("imagenet1k_v1", "resnet50-0676ba61.pth"), ("imagenet1k_v2", "resnet50-11ad3fa6.pth")],
-)
-def test_without_a_network_the_error_names_file_folder_and_flag(tmp_path, monkeypatch, name, file):
-    def no_network(*_, **__):
-        raise URLError("no network")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.urlopen", no_network)
-    with pytest.raises(WeightsError) as error:
-        build("ss_noatt", backbone_weights=name)
-    message = str(error.value)
-    assert file in message and str(tmp_path / "hub" / "checkpoints") in message
-    assert "--backbone_weights" in message and "\n" not in message
-
-
-@pytest.mark.parametrize("error", [HTTPException("garbage"), InvalidURL("nonnumeric port")])
-def test_a_proxy_that_answers_nonsense_is_no_traceback(tmp_path, monkeypatch, error):
-    def nonsense(*_, **__):
-        raise error
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.urlopen", nonsense)
-    with pytest.raises(WeightsError, match=r"are not to be had \((garbage|nonnumeric port)\): put"):
-        build("ss_noatt", backbone_weights="imagenet1k_v1")
-
-
-class Malicious:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
-
-
-def test_a_malicious_pickle_is_refused_and_its_code_does_not_run(tmp_path):
-    for save in (torch.save, lambda o, p: p.write_bytes(pickle.dumps(o))):
-        path = tmp_path / "weights.pth"
-        save({"conv1.weight": Malicious(tmp_path / "ran")}, path)
-        with pytest.raises(WeightsError, match="can load safely"):
-            build("ss_noatt", backbone_weights=path)
-        assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"not a checkpoint", b"error: not found", b"404: Not Found", b"PK\x03\x04 cut off"],
-)
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(WeightsError, match=r"weights\.pth: damaged, or not a file of") as refusal:
-        build("ss_noatt", backbone_weights=path)
-    assert "weights_only" not in str(refusal.value)  # PyTorch's advice to load it unsafely
-
-
-def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(WeightsError, match=r"nowhere\.pth: no such file"):
-        build("ss_noatt", backbone_weights="nowhere.pth")
-
-
-def test_another_networks_weights_are_refused(tmp_path, resnet50_state):
-    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "a.pth")
-    missing = {k: v for k, v in resnet50_state.items() if k != "layer3.2.bn1.running_mean"}
-    torch.save(missing, tmp_path / "b.pth")
-    torch.save([1, 2], tmp_path / "c.pth")
-    with pytest.raises(WeightsError, match="not a torchvision ResNet-50"):
-        build("ss_noatt", backbone_weights=tmp_path / "a.pth")
-    with pytest.raises(WeightsError, match=r"1 tensors missing .*layer3\.2\.bn1\.running_mean"):
-        build("ss_noatt", backbone_weights=tmp_path / "b.pth")
-    with pytest.raises(WeightsError, match="holds a list"):
-        build("ss_noatt", backbone_weights=tmp_path / "c.pth")
 
 
 # The smoke test
@@ -366,7 +238,8 @@ def test_smoke_test_finds_mixed_images_in_every_configuration(monkeypatch, capsy
 
 
 def test_smoke_test_fails_when_something_is_off(monkeypatch, capsys):
-    flags, parameters = CONFIGURATIONS["ss_noatt"]
-    monkeypatch.setattr(models, "CONFIGURATIONS", {"ss_noatt": (flags, parameters + 1)})
+    name, row = next(iter(ROWS.items()))
+    wrong = {name: row._replace(parameters=row.parameters + 1)}
+    monkeypatch.setattr(models, "rows_of", lambda model: wrong)
     assert models.main() == 1
     assert "25,624,337 parameters instead of 25,624,338" in capsys.readouterr().err

@@ -1,10 +1,8 @@
-"""Scores for files and folders, and tests of checkpoints on data sets."""
+"""Scores for files and folders, and the flags of prediction."""
 
 import json
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,20 +10,17 @@ import pytest
 import torch
 
 import predict_resnet_improved as predict
-import train_resnet_improved as train
-from conftest import ROOT, TINY, make_biq2021, make_koniq10k, photo
-from train_resnet_improved import RunError
+from checkpoints import koniq10k_and_checkpoint
+from conftest import ROOT, photo
+from devices import choose_precision
+from errors import RunError
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with KonIQ-10k's layout, and logs and checkpoints of a short run on it."""
+    """A folder with KonIQ-10k's layout, and a checkpoint of a network that was trained on it."""
     base = tmp_path_factory.mktemp("trained")
-    (base / "koniq-10k").mkdir()
-    make_koniq10k(base / "koniq-10k")
-    flags = ["--data_path", base / "koniq-10k", "--store_dir", base / "store", "--log_dir", base]
-    flags += ["--checkpoint_dir", base, "--run_name", "run", "--save_model"]
-    train.run(train.parse_args([*TINY, *map(str, flags), "--use_multiscale", "--use_attention"]))
+    koniq10k_and_checkpoint(base)
     return base
 
 
@@ -61,13 +56,13 @@ def test_crops_are_those_of_the_checkpoints_preprocessing(trained, checkpoint, m
         seen.extend(batches)
         return torch.zeros(1), None
 
-    monkeypatch.setattr(train, "score_crops", look)
+    monkeypatch.setattr(predict, "score_crops", look)
     model = predict.load_model(checkpoint, "cpu")
     path = next((trained / "koniq-10k" / "1024x768").iterdir())
     predict.score_images(model, [path], test_crop="center")
-    decoded = predict.data.decode(path, 48, 40)
+    decoded = predict.decode(path, 48, 40)
     wanted = decoded[8:40, 4:36].transpose(2, 0, 1)
-    assert (seen[0]["patches"][0].numpy() == wanted).all()
+    assert (seen[0]["crops"][0].numpy() == wanted).all()
 
 
 def test_files_and_folders_are_scored_and_bad_ones_named(trained, checkpoint, tmp_path, capsys):
@@ -105,46 +100,6 @@ def test_heatmaps_are_one_for_each_image(checkpoint, tmp_path, capsys):
     assert len(list((tmp_path / "maps").glob("*same.png.png"))) == 2
 
 
-def test_a_test_gives_the_figures_of_the_training(trained, checkpoint, tmp_path, capsys):
-    output = tmp_path / "tested.csv"
-    said = run(
-        capsys, "--checkpoint", checkpoint, "--test_on", f"koniq-10k={trained / 'koniq-10k'}",
-        "--store_dir", trained / "store", "--amp", "off", "--output", output,
-    )  # fmt: skip
-    tested = pd.read_csv(output)
-    recorded = pd.read_csv(trained / "run_predictions.csv")
-    recorded = recorded[(recorded["epoch"] == 2) & (recorded["split"] == "test")]
-    assert list(tested["image"]) == list(recorded["image"])
-    assert np.allclose(tested["score"], recorded["score"], atol=2e-6)
-    assert "trained on (rows), tested on (columns)" in said.out
-
-
-def test_images_of_the_training_are_never_tested(trained, checkpoint, tmp_path, capsys):
-    folder = tmp_path / "koniq-10k"
-    shutil.copytree(trained / "koniq-10k", folder)
-    arguments = ["--checkpoint", checkpoint, "--test_on", f"koniq-10k={folder}"]
-    assert (
-        "as well; give --test_split test"
-        in run(capsys, *arguments, "--test_split", "all", status=1).err
-    )
-    lists = {part: folder / f"koniq_{part}.json" for part in ("train", "test")}
-    texts = {part: path.read_text() for part, path in lists.items()}
-    lists["train"].write_text(texts["test"])
-    lists["test"].write_text(texts["train"])
-    assert "its labels or their split are not those" in run(capsys, *arguments, status=1).err
-
-
-def test_other_data_sets_are_tested_with_their_own_resize(trained, checkpoint, tmp_path, capsys):
-    folder = tmp_path / "biq"
-    folder.mkdir()
-    make_biq2021(folder)
-    arguments = ["--checkpoint", checkpoint, "--store_dir", tmp_path / "store", "--test_on"]
-    said = run(capsys, *arguments, f"biq2021={folder}", "--test_split", "all")
-    assert (tmp_path / "store").glob("biq2021-512x512-*") and " 17" in said.out
-    said = run(capsys, *arguments, f"biq2021={folder}")
-    assert "koniq-10k" in said.out.splitlines()[-1]
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -154,6 +109,12 @@ def test_other_data_sets_are_tested_with_their_own_resize(trained, checkpoint, t
         (["--test_on", "biq2021"], "takes NAME=DIR"),
         (["x.jpg", "--output", "x.txt"], "ends in .csv or .json"),
         (["x.jpg", "--checkpoint", "b.pth"], "several are for --test_on"),
+        (["x.jpg", "--csv", "scores.csv"], "are for --test_on csv=DIR"),
+        (["--test_on", "biq2021=y", "--lower_is_better"], "are for --test_on csv=DIR"),
+        (
+            ["--test_on", "csv=y", "--score_range", "1", "0"],
+            "--score_range: LOW must be below HIGH",
+        ),
     ],
 )
 def test_wrong_arguments_get_one_sentence(arguments, message, capsys):
@@ -172,27 +133,12 @@ def test_crops_fit_what_is_asked_for():
         predict.crops_of_each("grid", 20, 25)
 
 
-@pytest.mark.parametrize("crop", ["center", "grid"])
-def test_a_test_takes_other_crops_than_the_training(trained, checkpoint, crop):
-    model = predict.load_model(checkpoint, "cpu")
-    found = predict.test_on(
-        model,
-        "koniq-10k",
-        str(trained / "koniq-10k"),
-        store_dir=str(trained / "store"),
-        test_crop=crop,
-    )
-    paths = [trained / "koniq-10k" / "1024x768" / Path(name).name for name in found["image"]]
-    alone = predict.score_images(model, paths, test_crop=crop)
-    assert np.allclose(found["score"], alone["score"], atol=2e-5)
-
-
 def test_the_precision_is_that_of_the_training(checkpoint):
     model = predict.load_model(checkpoint, "cpu")
     assert predict.precision_of(model, "auto") == "off"  # as the run's --amp said
     assert predict.precision_of(model, "bf16") == "bf16"
     model.config["device"] = "cuda"
-    here = train.choose_precision("auto", torch.device("cpu"))
+    here = choose_precision("auto", torch.device("cpu"))
     assert predict.precision_of(model, "auto") == here
 
 
@@ -228,7 +174,10 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 
 
 def test_help_comes_without_torch():
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import predict_resnet_improved\n"
-    code += "print('torch' in sys.modules, 'pandas' in sys.modules)"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import predict_resnet_improved as p\n"
+    code += "sys.argv[1:] = ['--help']\n"
+    code += "try: p.main()\nfinally: print('torch' in sys.modules, 'pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.splitlines()[-1].split() == ["False", "False"]
+    for flag in ("--checkpoint", "--test_on", "--csv", "--heatmap", "--store_dir"):
+        assert flag in done.stdout

@@ -1,14 +1,22 @@
-"""The two READMEs say the same, and what they say is there."""
+"""The two READMEs say the same, and what they and docs/ name is there."""
 
+import importlib
 import re
+import sys
 
 import pytest
 
-import train_resnet_improved as train
+import predict_resnet_improved as predict
 from conftest import ROOT
+from datasets.labels import DATASETS
+from experiment import MODELS, PRESETS, rows_of
+from training.flags import parse_args
 
 ENGLISH = (ROOT / "README.md").read_text()
 CHINESE = (ROOT / "README.zh-CN.md").read_text()
+PAGES = {f"docs/{path.name}": path.read_text() for path in sorted(ROOT.glob("docs/*.md"))}
+EVERYTHING = {"README.md": ENGLISH, "README.zh-CN.md": CHINESE} | PAGES
+ALL_ENGLISH = "\n".join([ENGLISH, *PAGES.values()])
 BOTH = pytest.mark.parametrize("text", [ENGLISH, CHINESE], ids=["en", "zh"])
 
 
@@ -28,6 +36,18 @@ def figures(text: str) -> set[str]:
     return set(re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", prose))
 
 
+def arguments_of(program: str, text: str) -> list[list[str]]:
+    """The arguments of each command in the text that runs the program."""
+    commands = re.findall(rf"^python3 {re.escape(program)} (.*)$", text, re.MULTILINE)
+    return [command.split() for command in commands]
+
+
+def anchors(text: str) -> set[str]:
+    """What links to the headings of a page say after '#'."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_both_have_the_same_commands():
     assert code_blocks(ENGLISH) == code_blocks(CHINESE)
 
@@ -37,34 +57,89 @@ def test_both_have_the_same_flags():
 
 
 def test_both_have_the_same_figures():
-    assert figures(ENGLISH) - figures(CHINESE) == set()
-    assert figures(CHINESE) - figures(ENGLISH) <= {"176"}  # 1.76 million, counted in 10,000s
+    assert figures(ENGLISH) == figures(CHINESE)
 
 
-def test_both_name_every_flag_and_no_other(capsys):
+def test_both_have_the_same_links():
+    target = re.compile(r"\]\((?!README)([^)]*)\)|src=\"([^\"]*)\"")
+    assert target.findall(ENGLISH) == target.findall(CHINESE)
+
+
+def test_every_flag_is_documented_and_no_other(capsys):
     with pytest.raises(SystemExit):
-        train.parse_args(["--help"])
+        parse_args(["--help"])
     of_training = flags(capsys.readouterr().out) - {"--help"}
     of_the_script = {"--demo", "--seeds", "--gpus", "--parallel", "--help"}
     of_the_script |= {"--with_neighbours", "--neighbours", "--standalone"}
     of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
-    of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on"}
-    assert of_training <= flags(ENGLISH) <= of_training | of_the_script | of_prediction
+    of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on", "--test_split"}
+    of_the_report = {"--resamples"}
+    known = of_training | of_the_script | of_prediction | of_the_report
+    assert of_training <= flags(PAGES["docs/flags.md"])
+    assert of_training - {"--no"} <= flags(ENGLISH)  # of --no-use_multiscale
+    assert flags(ALL_ENGLISH) <= known
 
 
 @BOTH
 def test_documented_training_commands_are_understood(text):
-    commands = re.findall(r"^python3 train_resnet_improved\.py (.*)$", text, re.MULTILINE)
+    commands = arguments_of("train_resnet_improved.py", text)
+    assert len(commands) == 3
+    for command in commands:
+        parse_args(command)
+
+
+def test_training_commands_of_all_pages_are_understood():
+    commands = arguments_of("train_resnet_improved.py", ALL_ENGLISH)
     assert len(commands) == 6
     for command in commands:
-        train.parse_args(command.split())
+        parse_args(command)
+
+
+def test_prediction_commands_of_all_pages_are_understood(monkeypatch):
+    commands = arguments_of("predict_resnet_improved.py", ALL_ENGLISH)
+    assert len(commands) == 5
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["predict_resnet_improved.py", *command])
+        predict.parse_args()
+
+
+@pytest.mark.parametrize("page", EVERYTHING)
+def test_programs_of_commands_exist(page):
+    blocks = "".join(code_blocks(EVERYTHING[page]))
+    for program in re.findall(r"^(?:\w+=\S+ )?(?:python3|bash) ([\w/.]+)", blocks, re.MULTILINE):
+        assert (ROOT / program).is_file(), program
+
+
+@pytest.mark.parametrize("page", EVERYTHING)
+def test_names_that_python_examples_import_exist(page):
+    blocks = "".join(code_blocks(EVERYTHING[page]))
+    for module, names in re.findall(r"^from ([\w.]+) import (.*)$", blocks, re.MULTILINE):
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
 @BOTH
 def test_named_files_exist(text):
     table = text[text.index("## Files" if text is ENGLISH else "## 文件") :]
-    for name in re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE):
+    cells = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(names) > 12
+    for name in names:
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", EVERYTHING)
+def test_links_lead_somewhere(page):
+    text, folder = EVERYTHING[page], (ROOT / page).parent
+    for link in re.findall(r"\]\((?!https?:)([^)]*)\)|src=\"([^\"]*)\"", text):
+        path, _, anchor = "".join(link).partition("#")
+        assert (folder / path).is_file(), path
+        if anchor:
+            assert anchor in anchors((folder / path).read_text()), anchor
+
+
+def test_every_page_is_listed():
+    assert set(PAGES) == set(re.findall(r"^\| \[[\w ]+\]\((.*?)\)", ENGLISH, re.MULTILINE))
 
 
 @BOTH
@@ -78,7 +153,35 @@ def test_the_two_commands_are_first(text):
         assert (ROOT / command.split()[3]).is_file()
 
 
+@BOTH
+def test_every_configuration_has_its_parameters(text):
+    for row in rows_of("resnet_improved").values():
+        assert f"| {row.parameters:,} |" in text, row.title
+
+
+def test_every_model_recipe_and_data_set_is_documented():
+    for model in MODELS:
+        *_, complete = rows_of(model).values()
+        assert f"`{model}`" in PAGES["docs/neighbours.md"], model
+        assert f"{complete.parameters:,}" in PAGES["docs/neighbours.md"], model
+    for preset in PRESETS:
+        assert f"`--preset {preset}`" in PAGES["docs/neighbours.md"], preset
+    for name in DATASETS:
+        assert re.search(f"`(--dataset )?{name}`", PAGES["docs/data-sets.md"]), name
+
+
+@BOTH
+def test_the_readme_is_short(text):
+    assert len(text.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", EVERYTHING)
+def test_nothing_is_left_to_be_filled_in(page):
+    assert "TODO" not in EVERYTHING[page]
+
+
 def test_source_files_are_ascii():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.sh"), *ROOT.glob("tests/*.py")]:
+    places = ["*", "benchmarks/*", "datasets/*", "reporting/*", "tests/*", "training/*"]
+    for path in [f for place in places for f in ROOT.glob(f"{place}.py")] + [*ROOT.glob("*.sh")]:
         if path.name != "test_readme.py":
             assert path.read_text().isascii(), path.name

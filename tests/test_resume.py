@@ -14,39 +14,25 @@ from pathlib import Path
 import pytest
 import torch
 
+import files
 import train_resnet_improved as train
-from conftest import ROOT, TINY, make_koniq10k
+from conftest import ROOT, TESTS, TINY, make_koniq10k
+from errors import RunError
+from experiment import FREE_FLAGS
+from interventions import EVENTS
 from test_train_resnet_improved import without_clock
+from training.flags import parse_args
+from training.resume import resume_command
 
 # Runs training in a fork of this process for each line of its input, a JSON object: `argv`, and the
 # `at`-th `event` (a step, or a part of a save) at which the fork kills itself. It prints the exit
 # status of each. One import of torch serves them all.
 DRIVER = """
-import json, os, signal, sys
+import json, os, sys
 sys.path.insert(0, sys.argv[1])
-import torch, torchvision, pandas, scipy.stats
-import data_loader, models_resnet_improved, train_resnet_improved as train
+import interventions, torchvision, pandas, scipy.stats
+from interventions import train_resnet_improved as train
 
-def dies_at(owner, name, at, half=None):
-    original, calls = getattr(owner, name), [0]
-    def wrapped(*args, **options):
-        calls[0] += 1
-        if calls[0] == at:
-            if half:
-                half(*args)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **options)
-    setattr(owner, name, wrapped)
-
-EVENTS = {
-    "a step of training or evaluation": lambda at: dies_at(data_loader, "to_network_input", at),
-    "evaluation": lambda at: dies_at(train, "evaluate", at),
-    "the end of an epoch": lambda at: dies_at(train, "agreement", at),
-    "half of a checkpoint": lambda at: dies_at(torch, "save", at, lambda _, f: f.write(b"PK half")),
-    "before a rename": lambda at: dies_at(data_loader.os, "replace", at),
-    "before the best checkpoint": lambda at: dies_at(train.Run, "save_best", at),
-    "before a sync": lambda at: dies_at(data_loader.os, "fsync", at),
-}
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
@@ -56,7 +42,7 @@ for line in sys.stdin:
             log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1), os.dup2(log, 2)
             if job["event"]:
-                EVENTS[job["event"]](job["at"])
+                interventions.EVENTS[job["event"]](job["at"])
             status = train.main()
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(status)
@@ -64,13 +50,12 @@ for line in sys.stdin:
             os._exit(99)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-EVENTS = re.findall(r'^    "([^"]+)": lambda at', DRIVER, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def driver():
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, ROOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=1
+        [sys.executable, "-c", DRIVER, TESTS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=1
     )
 
     def run(argv, *, event=None, at=0, log) -> int:
@@ -84,6 +69,7 @@ def driver():
     process.wait(timeout=30)
 
 
+MODEL = "resnet_improved_ms_att"
 FLAGS = [*TINY, "--epochs", "3", "--use_multiscale", "--use_attention", "--color_jitter"]
 
 
@@ -93,18 +79,15 @@ def argv(folder: Path, out: Path, *more) -> list:
 
 
 def outcome(out: Path) -> dict:
-    """All that a run leaves, without the clock: records, predictions, and both checkpoints."""
+    """All that a run leaves, without the clock: records, predictions, checkpoints, state."""
     config, *epochs = map(json.loads, (out / "run.jsonl").read_text().splitlines())
     checkpoints = {}
-    for which in ("best", "last"):
-        path = out / f"resnet_improved_ms_att_{which}.pth"
-        checkpoints[which] = torch.load(path, weights_only=True)
-        checkpoints[which] |= {
-            "config": None,
-            "epochs": without_clock(checkpoints[which]["epochs"]),
-        }
+    for name in (f"{MODEL}_best", f"{MODEL}_last", "run_state"):
+        content = torch.load(out / f"{name}.pth", weights_only=True)
+        content |= {"config": None, "epochs": without_clock(content["epochs"])}
+        checkpoints[name] = content
     return {
-        "flags": {k: v for k, v in config["flags"].items() if k not in train.FREE_FLAGS},
+        "flags": {k: v for k, v in config["flags"].items() if k not in FREE_FLAGS},
         "epochs": without_clock(epochs),
         "predictions": (out / "run_predictions.csv").read_bytes(),
         "checkpoints": checkpoints,
@@ -149,9 +132,22 @@ def resumed_after_kills(driver, undisturbed, out: Path, kills, *more) -> int:
 
 
 def test_killed_and_resumed_it_ends_bit_for_bit_the_same(driver, undisturbed, tmp_path):
-    kills = [(event, 3 if "step" in event else 2) for event in EVENTS]
+    # In an order in which each strikes: those that need the end of an epoch come first.
+    at = {
+        "before the last checkpoint": 1,
+        "before the best checkpoint": 1,
+        "evaluation": 1,
+        "the end of an epoch": 1,
+        "half of a checkpoint": 1,
+        "a step of training or evaluation": 2,
+        "before a rename": 2,
+        "before a sync": 2,
+    }
+    assert set(at) == set(EVENTS)
+    kills = list(at.items())
     often = "--save_minutes", 0.005
-    assert resumed_after_kills(driver, undisturbed, tmp_path / "out", kills, *often) >= 5
+    struck = resumed_after_kills(driver, undisturbed, tmp_path / "out", kills, *often)
+    assert struck == len(kills)
 
 
 @pytest.mark.slow
@@ -195,25 +191,22 @@ def test_kills_by_the_clock_change_nothing(undisturbed, tmp_path):
 def test_a_signal_saves_and_says_how_to_go_on(undisturbed, tmp_path, number, status, during):
     folder, wanted = undisturbed
     code = f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-import data_loader, train_resnet_improved as train
-original, calls = data_loader.to_network_input, []
-def signalled(batch, device):
-    if len(batch["images"]) {">" if during == "evaluation" else "<="} 4:
-        calls.append(1)
-        if len(calls) == 1:
-            os.kill(os.getpid(), {int(number)})
-    return original(batch, device)
-data_loader.to_network_input = signalled
+import os, sys
+sys.path.insert(0, {str(TESTS)!r})
+import interventions
+raised = interventions.at_call(1, lambda: os.kill(os.getpid(), {int(number)}))
+evaluates = lambda batch: len(batch["images"]) > 4
+interventions.before_each_step(
+    lambda batch: raised() if evaluates(batch) == {during == "evaluation"} else None
+)
 sys.argv = {["train_resnet_improved.py", *map(str, argv(folder, tmp_path / "out"))]!r}
-sys.exit(train.main())
+sys.exit(interventions.train_resnet_improved.main())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == status and "Traceback" not in done.stderr
     command = shlex.split(done.stderr.splitlines()[-1])
     assert command[-1] == "--resume" and command[1] == "train_resnet_improved.py"
-    state = torch.load(tmp_path / "out" / "resnet_improved_ms_att_last.pth", weights_only=True)
+    state = torch.load(tmp_path / "out" / "run_state.pth", weights_only=True)
     assert len(state["epochs"]) == 0 and len(state["crop_scores"]) == (
         12 if during == "evaluation" else 4
     )
@@ -227,16 +220,16 @@ sys.exit(train.main())
 def test_a_second_ctrl_c_stops_at_once(undisturbed, tmp_path):
     code = f"""
 import os, signal, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-import data_loader, train_resnet_improved as train
-def hangs(batch, device):
+sys.path.insert(0, {str(TESTS)!r})
+import interventions
+def hangs(batch):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
-data_loader.to_network_input = hangs
+interventions.before_each_step(hangs)
 sys.argv = {["t", *map(str, argv(undisturbed[0], tmp_path / "out"))]!r}
-sys.exit(train.main())
+sys.exit(interventions.train_resnet_improved.main())
 """
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -249,7 +242,7 @@ sys.exit(train.main())
 
 @pytest.fixture(scope="module")
 def halfway(driver, undisturbed, tmp_path_factory):
-    """A run that was killed in its second epoch, with both checkpoints of _last there."""
+    """A run that was killed in its second epoch, with its state and the one before."""
     out = tmp_path_factory.mktemp("halfway")
     command = argv(undisturbed[0], out, "--save_minutes", 0)
     at = {"event": "a step of training or evaluation", "at": 6}
@@ -265,7 +258,7 @@ def copy(halfway: Path, to: Path) -> Path:
 
 
 def go_on(folder: Path, out: Path, *more) -> None:
-    train.run(train.parse_args([*map(str, argv(folder, out, "--resume", *more))]))
+    train.run(parse_args([*map(str, argv(folder, out, "--resume", *more))]))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +274,7 @@ def go_on(folder: Path, out: Path, *more) -> None:
 def test_another_configuration_is_refused(undisturbed, halfway, tmp_path, flags, named):
     out = copy(halfway, tmp_path / "out")
     before = {p: p.read_bytes() for p in out.iterdir()}
-    with pytest.raises(train.RunError, match="of another run") as refusal:
+    with pytest.raises(RunError, match="of another run") as refusal:
         go_on(undisturbed[0], out, *flags)
     assert all(text in str(refusal.value) for text in named)
     assert all(p.read_bytes() == content for p, content in before.items())
@@ -300,37 +293,35 @@ def test_what_a_resumed_run_changes_is_recorded(undisturbed, halfway, tmp_path, 
 
 def test_other_labels_are_refused(undisturbed, halfway, tmp_path):
     folder = make_koniq10k(tmp_path, train=7)
-    with pytest.raises(train.RunError, match="data_fingerprint was"):
+    with pytest.raises(RunError, match="data_fingerprint was"):
         go_on(folder, copy(halfway, tmp_path / "out"))
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    driver, undisturbed, halfway, tmp_path, capfd
-):
+def test_a_damaged_state_gives_way_to_the_one_before(undisturbed, halfway, tmp_path, capfd):
     folder, wanted = undisturbed
     out = copy(halfway, tmp_path / "out")
-    last = out / "resnet_improved_ms_att_last.pth"
-    last.write_bytes(last.read_bytes()[:-5000])
+    state = out / "run_state.pth"
+    state.write_bytes(state.read_bytes()[:-5000])
     go_on(folder, out)
     said = capfd.readouterr().err
-    assert f"{last}: damaged" in said and "taking resnet_improved_ms_att_before.pth" in said
+    assert f"{state}: damaged" in said and "taking run_state_before.pth" in said
     assert same(wanted["predictions"], outcome(out)["predictions"])
 
 
 def test_damaged_and_foreign_files_are_refused(undisturbed, halfway, tmp_path):
     out = copy(halfway, tmp_path / "out")
-    last = out / "resnet_improved_ms_att_last.pth"
-    (out / "resnet_improved_ms_att_before.pth").unlink()
-    last.write_bytes(last.read_bytes()[:-5000])
-    with pytest.raises(train.RunError, match=r"_last\.pth: damaged, or not a file of tensors"):
+    state = out / "run_state.pth"
+    (out / "run_state_before.pth").unlink()
+    state.write_bytes(state.read_bytes()[:-5000])
+    with pytest.raises(RunError, match=r"_state\.pth: damaged, or not a file of tensors"):
         go_on(undisturbed[0], out)
-    torch.save({"weight": torch.ones(2)}, last)
-    with pytest.raises(train.RunError, match="not a checkpoint of this software"):
+    torch.save({"weight": torch.ones(2)}, state)
+    with pytest.raises(RunError, match="not a checkpoint of this software"):
         go_on(undisturbed[0], out)
-    with pytest.raises(train.RunError, match=r"nowhere\.pth: no such file"):
+    with pytest.raises(RunError, match=r"nowhere\.pth: no such file"):
         go_on(undisturbed[0], out, "--resume", out / "nowhere.pth")
-    best = out / "resnet_improved_ms_att_best.pth"
-    with pytest.raises(train.RunError, match=r"not a _last\.pth"):
+    best = out / f"{MODEL}_best.pth"
+    with pytest.raises(RunError, match=r"not a run's _state\.pth"):
         go_on(undisturbed[0], out, "--resume", best)
 
 
@@ -349,14 +340,14 @@ def test_another_runs_checkpoints_are_kept_by_a_run_resumed_beside_them(
     out = tmp_path / "out"
     assert driver(argv(folder, out, "--seed", 7), log=tmp_path / "log") == 0
     theirs = checkpoint_runs(out)
-    last = halfway / "resnet_improved_ms_att_last.pth"
+    state = halfway / "run_state.pth"
     (out / "run.jsonl").unlink()  # else it is that record which is in the way
-    go_on(folder, out, "--resume", last)
+    go_on(folder, out, "--resume", state)
     said = capfd.readouterr().out
-    assert said.count("is kept as resnet_improved_ms_att_") == len(theirs)
+    assert said.count("is kept as ") == len(theirs)  # best and last checkpoint, and the state
     now = checkpoint_runs(out)
-    assert sorted(now.values()).count(theirs["resnet_improved_ms_att_last.pth"]) == len(theirs)
-    assert now["resnet_improved_ms_att_last.pth"] == checkpoint_runs(halfway)[last.name]
+    assert sorted(now.values()).count(theirs[f"{MODEL}_last.pth"]) == len(theirs)
+    assert now[f"{MODEL}_last.pth"] == checkpoint_runs(halfway)[state.name]
     assert (out / "run_predictions.csv").read_bytes() == wanted["predictions"]
 
 
@@ -365,13 +356,13 @@ def test_a_new_run_never_goes_on_from_an_earlier_ones_checkpoint(
 ):
     folder = undisturbed[0]
     out = copy(halfway, tmp_path / "out")
-    assert (out / "resnet_improved_ms_att_before.pth").exists()
+    assert (out / "run_state_before.pth").exists()
     command = argv(folder, out, "--log_dir", tmp_path / "new")
     named = command.index("--run_name")
     del command[named : named + 2]
     at = {"event": "a step of training or evaluation", "at": 1}
     assert driver(command, **at, log=tmp_path / "log") == -signal.SIGKILL
-    train.run(train.parse_args([*map(str, command), "--resume"]))
+    train.run(parse_args([*map(str, command), "--resume"]))
     assert "nothing to resume from" in capfd.readouterr().out
 
 
@@ -415,9 +406,10 @@ def test_a_finished_run_is_not_run_again(undisturbed, tmp_path, driver):
     folder, wanted = undisturbed
     out, log = tmp_path / "out", tmp_path / "log"
     assert driver(argv(folder, out), log=log) == 0
-    before = os.stat(out / "resnet_improved_ms_att_last.pth").st_mtime_ns
+    files = [out / f"{MODEL}_last.pth", out / f"{MODEL}_best.pth", out / "run_state.pth"]
+    before = [os.stat(path).st_mtime_ns for path in files]
     assert driver(argv(folder, out, "--resume"), log=log) == 0
-    assert os.stat(out / "resnet_improved_ms_att_last.pth").st_mtime_ns == before
+    assert [os.stat(path).st_mtime_ns for path in files] == before
     assert log.read_text().count("Last Test SRCC") == 2
     assert "finished already" in log.read_text()
     config = json.loads((out / "run.jsonl").read_text().splitlines()[0])
@@ -435,3 +427,81 @@ def test_a_checkpoint_from_before_a_flag_goes_on_with_its_default(undisturbed, h
         torch.save(state, path)
     go_on(folder, out)
     assert same(wanted["predictions"], outcome(out)["predictions"])
+
+
+def test_without_a_name_the_last_unnamed_run_continues(driver, undisturbed, tmp_path):
+    folder, wanted = undisturbed
+    out, log = tmp_path / "out", tmp_path / "log"
+    command = argv(folder, out, "--save_minutes", 0)
+    named = command.index("--run_name")
+    del command[named : named + 2]
+    at = {"event": "a step of training or evaluation", "at": 6}
+    assert driver(command, **at, log=log) == -signal.SIGKILL
+    at = {"event": "before a rename", "at": 4}  # its state is the one before, for a moment
+    assert driver([*command, "--resume"], **at, log=log) == -signal.SIGKILL
+    assert [p.name.endswith("_state_before.pth") for p in out.glob("*_state*.pth")] == [True]
+    assert driver([*command, "--resume"], log=log) == 0
+    (record,) = out.glob("*.jsonl")
+    assert re.fullmatch(rf"{MODEL}_\d{{8}}_\d{{6}}", record.stem)
+    assert log.read_text().count("resumed     in epoch 2") == 2
+    csv = record.with_name(f"{record.stem}_predictions.csv")
+    assert csv.read_bytes() == wanted["predictions"]
+
+
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("t.py --lr 1 --resume", "t.py --lr 1 --run_name r --resume"),
+        ("t.py --resume old_state.pth --lr 1", "t.py --lr 1 --run_name r --resume"),
+        ("t.py --resume=old_state.pth --run_name=mine", "t.py --run_name=mine --resume"),
+        ("t.py --run_name mine", "t.py --run_name mine --resume"),
+    ],
+)
+def test_the_command_to_continue_names_the_run(monkeypatch, given, wanted):
+    monkeypatch.setattr(sys, "argv", given.split())
+    assert resume_command("r").partition(" ")[2] == wanted
+
+
+def test_two_runs_never_write_one_state(undisturbed, halfway, tmp_path, monkeypatch):
+    out = copy(halfway, tmp_path / "out")
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.3)
+    with (
+        files.locked(out / ".run_state.lock"),
+        pytest.raises(RunError, match=r"another run is writing .*run_state\.pth"),
+    ):
+        go_on(undisturbed[0], out, "--checkpoint_dir", tmp_path / "other")
+
+
+def test_a_record_that_a_full_disk_left_empty_is_begun_again(driver, undisturbed, tmp_path):
+    folder, wanted = undisturbed
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.jsonl").write_text("")
+    assert driver(argv(folder, out, "--resume"), log=tmp_path / "log") == 0
+    assert same(wanted, outcome(out))
+
+
+def test_a_state_of_an_earlier_version_is_refused(undisturbed, halfway, tmp_path):
+    out = copy(halfway, tmp_path / "out")
+    for path in out.glob("run_state*.pth"):
+        state = torch.load(path, weights_only=True)
+        del state["step_losses"]
+        torch.save(state, path)
+    with pytest.raises(RunError, match="written by an earlier version"):
+        go_on(undisturbed[0], out)
+
+
+def test_named_runs_that_can_be_continued_are_named(undisturbed, halfway, tmp_path, capfd):
+    out = copy(halfway, tmp_path / "out")
+    command = argv(undisturbed[0], out, "--epochs", 1, "--checkpoint_dir", tmp_path / "other")
+    named = command.index("--run_name")
+    del command[named : named + 2]
+    train.run(parse_args([*map(str, command), "--resume"]))
+    assert "to continue another one give its --run_name: run\n" in capfd.readouterr().out
+
+
+def test_a_file_that_is_no_record_is_refused(undisturbed, tmp_path):
+    (tmp_path / "run.jsonl").write_text("precious")
+    with pytest.raises(RunError, match=r"run\.jsonl: not the record of a run"):
+        go_on(undisturbed[0], tmp_path)
+    assert (tmp_path / "run.jsonl").read_text() == "precious"

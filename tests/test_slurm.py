@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,11 @@ SCONTROL = '#!/usr/bin/env bash\necho "scontrol $*" >>"$CALLS"\n'
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Run the script on a cluster of stand-ins; returns (process, what was called)."""
+    """Run the script on a cluster of stand-ins; returns (process, what was called).
+
+    Its folder has what a checkout has; the script lies elsewhere, as the copy of a task does.
+    """
+    shutil.copy(ROOT / "experiment.py", tmp_path)
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
@@ -26,7 +32,8 @@ def cluster(tmp_path):
 
     def run(*flags, **environment):
         calls.write_text("")
-        own = {"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(calls)}
+        python = Path(sys.executable).parent
+        own = {"PATH": f"{tools}:{python}:{os.environ['PATH']}", "CALLS": str(calls)}
         done = subprocess.run(
             ["bash", SCRIPT, *flags],
             cwd=tmp_path,
@@ -59,6 +66,7 @@ def test_each_task_trains_its_configuration_and_seed_and_can_be_resumed(cluster)
         words = call.split()
         seen.add((words[words.index("--run_name") + 1], words[words.index("--seed") + 1]))
         assert ("--use_attention" in words) == ("attention" in call.split("--run_name ")[1])
+        assert ("--no-use_multiscale" in words) == ("exp1" in call)
     assert len(seen) == 6 and ("exp3_multiscale_attention_seed43", "43") in seen
 
 
@@ -68,6 +76,30 @@ def test_a_preempted_task_is_queued_again_and_a_failed_one_is_not(cluster):
     assert done.returncode == 143 and calls[-1] == "scontrol requeue 77_1"
     done, calls = cluster(**task, STATUS="1")
     assert done.returncode == 1 and len(calls) == 1
+
+
+def test_another_models_rows_are_its_tasks(cluster):
+    _, (array, _) = cluster("--model", "hyperiqa", "--lr", "1e-5", SEEDS="1,2,3")
+    assert "--array=0-2" in array
+    task = {"SLURM_ARRAY_TASK_ID": "2", "LOG_DIR": "logs/here", "SEEDS": "1,2,3"}
+    _, (call,) = cluster("--model", "hyperiqa", "--lr", "1e-5", **task)
+    assert "--model hyperiqa --lr 1e-5 --seed 3 --run_name exp4_hyperiqa_seed3 " in call
+
+
+def test_what_cannot_be_listed_is_not_submitted(cluster, tmp_path):
+    done, calls = cluster("--model", "swin")
+    assert done.returncode != 0 and calls == [] and "invalid choice: 'swin'" in done.stderr
+    assert not (tmp_path / "logs").exists()
+
+
+def test_help_submits_nothing(cluster):
+    done, calls = cluster("--help")
+    assert done.returncode == 0 and calls == [] and "SEEDS=42,43,44 bash slurm/" in done.stdout
+
+
+def test_the_seeds_are_not_given_to_sbatch_which_would_split_them_at_commas(cluster):
+    _, (array, _) = cluster(SEEDS="42,43")
+    assert "SEEDS" not in array and "--export=ALL," in array
 
 
 def test_the_script_is_clean():

@@ -1,0 +1,310 @@
+"""Decoded images: each is decoded and resized once, into one memory-mapped file per data folder."""
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from errors import DataError, first_line
+from files import locked, replacing, write_atomically
+from progress import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from torch import Tensor
+
+STORE_VERSION = 1  # of the header's format and of what decode() makes of an image
+# How Pillow undoes each EXIF orientation.
+EXIF_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+
+def decode(path: Path, height: int, width: int) -> np.ndarray:
+    """An image file as uint8 RGB (height, width, 3), rotated as EXIF says and resized bilinearly.
+
+    16-bit grey is scaled to 8 bits; transparent images are put on white; CMYK, grey and palette
+    images become RGB; of several frames the first is taken; smaller images are enlarged. Raises
+    ValueError for pixels of unknown range and truncated JPEGs, and whatever Pillow raises for
+    files that are not complete images.
+    """
+    from PIL import ExifTags, Image
+
+    with Image.open(path) as image:
+        if image.format in ("JPEG", "MPO"):
+            check_jpeg_end(path)
+        image.load()  # rotates a TIFF and removes its orientation tag
+        turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        if image.mode.startswith("I") or image.mode == "F":
+            values = np.asarray(image)
+            low, high = values.min(), values.max()
+            is_8_bit = image.mode == "I" and high < 256  # in 32 bits; as 16-bit it would be black
+            if values.dtype.kind not in "iu" or low < 0 or high > 65535 or is_8_bit:
+                raise ValueError(f"pixels of mode {image.mode} that are not 16-bit grey")
+            image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+        if turn is not None:
+            image = image.transpose(Image.Transpose[turn])
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(image)
+
+
+def check_jpeg_end(path: Path) -> None:
+    """ValueError if a JPEG has no end marker after its pixels.
+
+    Pillow silently decodes a truncated, zero-padded JPEG to grey.
+    """
+    file, at = path.read_bytes(), 2
+    while file[at : at + 1] == b"\xff" and file[at + 1 : at + 2] != b"\xda":  # up to the pixels
+        if file[at + 1 : at + 2] == b"\xff":  # a fill byte between segments
+            at += 1
+        else:  # skip the segment: it may hold a thumbnail, which has its own end marker
+            at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+    if file.find(b"\xff\xd9", at) < 0:
+        raise ValueError("a JPEG without an end marker: truncated, or padded with zeros")
+
+
+class PixelStore:
+    """Decoded images in one memory-mapped file: `pixels` is uint8 (N, height, width, 3).
+
+    crc32: checksums of the rows (N,). If given, each row is checked before its first crop is cut,
+    so that no run trains on a damaged file; DataError says to delete it.
+    If the file is rebuilt, this object keeps the old one; workers that cannot map it raise
+    DataError.
+    """
+
+    device = "cpu"
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int, int],
+        crc32: np.ndarray | None = None,
+        inode: int | None = None,
+    ):
+        self.path, self.shape, self.crc32 = path, shape, crc32
+        self.checked = np.full(shape[0], crc32 is None)
+        with open(path, "rb") as file:
+            self.inode = os.fstat(file.fileno()).st_ino
+            if inode not in (None, self.inode):
+                raise DataError(f"{path}: another run has rebuilt the pixel store; start again")
+            # An np.ndarray view: slices of an np.memmap are memmaps too, which costs 10 us each.
+            self.pixels = np.memmap(file, np.uint8, mode="r", shape=shape).view(np.ndarray)
+
+    def __reduce__(self):  # a worker process maps the file instead of receiving the pixels
+        return PixelStore, (self.path, self.shape, self.crc32, self.inode)
+
+    def check(self, rows: np.ndarray) -> None:
+        """Raise DataError if the pixels of a row are not those that were stored."""
+        for row in rows[~self.checked[rows]]:
+            if zlib.crc32(self.pixels[row].data) != self.crc32[row]:
+                raise DataError(
+                    f"{self.path}: row {row} is damaged (its checksum differs): delete the file, "
+                    "and the next run rebuilds it"
+                )
+            self.checked[row] = True
+
+    def crops(self, rows: "Tensor", tops: "Tensor", lefts: "Tensor", size: int) -> "Tensor":
+        """The crops at (rows, tops, lefts): uint8 (B, 3, size, size) in channels_last memory."""
+        import torch
+
+        self.check(rows.numpy())
+        crops = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
+        corners = zip(rows.tolist(), tops.tolist(), lefts.tolist())
+        for crop, (row, top, left) in zip(crops.numpy(), corners):
+            crop[:] = self.pixels[row, top : top + size, left : left + size]
+        return crops.permute(0, 3, 1, 2)
+
+
+class DeviceStore:
+    """A pixel store's images in a device's memory: `pixels` is uint8 (N, height, width, 3) there.
+
+    Crops are gathered on the device, so that no pixels are copied to it during training.
+    """
+
+    def __init__(self, store: PixelStore, device: "torch.device"):
+        import torch
+
+        self.device = torch.device(device)
+        store.check(np.arange(store.shape[0]))
+        self.pixels = torch.empty(store.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(self.pixels), 256):  # in parts, to spare host memory
+            part = torch.from_numpy(np.array(store.pixels[start : start + 256]))
+            self.pixels[start : start + 256] = part.to(device)
+
+    def crops(self, rows: "Tensor", tops: "Tensor", lefts: "Tensor", size: int) -> "Tensor":
+        """The same as PixelStore.crops, from index tensors on the device; does not synchronise."""
+        import torch
+
+        side = torch.arange(size, device=self.device)
+        down, across = tops[:, None] + side, lefts[:, None] + side  # (B, size) each
+        crops = self.pixels[rows[:, None, None], down[:, :, None], across[:, None, :]]
+        return crops.permute(0, 3, 1, 2)  # (B, 3, size, size)
+
+
+def open_store(
+    table: "pd.DataFrame",
+    data_path: str | Path,
+    *,
+    resize: tuple[int, int],
+    store_dir: str | Path,
+    name: str,
+) -> tuple[PixelStore, "pd.DataFrame"]:
+    """The pixel store of the table's images; it is built first if none fits.
+
+    Returns the store and the table with two more columns: `row` (in the store) and `crc32` (of the
+    row's pixels). The store is STORE_DIR/NAME-HEIGHTxWIDTH-XXXXXXXX.u8 with a .json header, where
+    XXXXXXXX stands for the data folder's path. It fits if the header lists every image with its
+    present file size and modification time. Otherwise a new one is built, and the rows of unchanged
+    images are copied. One process builds while others wait.
+    Raises DataError that lists all files that are not images, and for a disk that is too small.
+    """
+    folder, store_dir = Path(data_path).resolve(), Path(store_dir)
+    path = store_path(folder, name=name, resize=resize, store_dir=store_dir)
+    try:
+        store_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--store_dir {store_dir}: can't be made ({error.strerror})") from error
+
+    files = {image: file_state(folder / image) for image in table["image"]}
+    with locked(path.with_suffix(".lock")):
+        known = read_header(path, resize)
+        if not all(i in known and known[i]["file"] == file for i, file in files.items()):
+            known = build_store(path, folder, files, resize, known)
+        crc32 = np.zeros(len(known), np.uint32)
+        for entry in known.values():
+            crc32[entry["row"]] = entry["crc32"]
+        store = PixelStore(path, (len(known), *resize, 3), crc32)
+    table = table.assign(
+        row=[known[image]["row"] for image in table["image"]],
+        crc32=[known[image]["crc32"] for image in table["image"]],
+    )
+    return store, table
+
+
+def store_path(folder: Path, *, name: str, resize: tuple[int, int], store_dir: Path) -> Path:
+    """STORE_DIR/NAME-HEIGHTxWIDTH-XXXXXXXX.u8, where the last part is a hash of the data folder.
+
+    The header has the same name with .json in place of .u8.
+    """
+    place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return store_dir / f"{name}-{resize[0]}x{resize[1]}-{place}.u8"
+
+
+def file_state(path: Path) -> list[int]:
+    """Size and modification time, which show whether a file has changed; [] if it is missing."""
+    try:
+        state = path.stat()
+    except OSError:
+        return []
+    return [state.st_size, state.st_mtime_ns]
+
+
+def read_header(path: Path, resize: tuple[int, int]) -> dict[str, dict]:
+    """What the store holds: row, crc32 and file state by image; empty if it is not complete."""
+    try:
+        header = json.loads(path.with_suffix(".json").read_text())
+        images = header["images"]
+        complete = (
+            header["version"] == STORE_VERSION
+            and header["resize"] == list(resize)
+            and path.stat().st_size == len(images) * resize[0] * resize[1] * 3
+            and sorted(entry["row"] for entry in images.values()) == [*range(len(images))]
+            and all(0 <= entry["crc32"] < 2**32 and "file" in entry for entry in images.values())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return images if complete else {}
+
+
+def build_store(
+    path: Path,
+    folder: Path,
+    files: dict[str, list[int]],
+    resize: tuple[int, int],
+    known: dict[str, dict],
+) -> dict[str, dict]:
+    """Decode `files` on all cores into a temporary file, rename it, write the header.
+
+    files: file state by image; known: the header of the present store, from which unchanged images
+    are copied. Returns the new header: row, crc32 and file state by image.
+    """
+    size = resize[0] * resize[1] * 3
+    old = PixelStore(path, (len(known), *resize, 3)).pixels if known else None
+    path.with_name(f"{path.name}.tmp").unlink(missing_ok=True)  # left by a killed build
+    free = shutil.disk_usage(path.parent).free
+    if free < size * len(files):
+        raise DataError(
+            f"--store_dir {path.parent}: the pixel store needs {size * len(files) / 1e9:.1f} GB "
+            f"and {free / 1e9:.1f} GB are free; give it a folder with more space"
+        )
+
+    def stored(image: str) -> np.ndarray | None:
+        """The present store's pixels of an unchanged image, if their checksum is right."""
+        entry = known.get(image)
+        if entry is None or entry["file"] != files[image]:
+            return None
+        pixels = old[entry["row"]]
+        return pixels if zlib.crc32(pixels.data.cast("B")) == entry["crc32"] else None
+
+    def store(row_and_image: tuple[int, str]) -> tuple[str, int, str]:
+        row, image = row_and_image
+        try:
+            pixels = stored(image)
+            if pixels is None:
+                pixels = decode(folder / image, *resize)
+        except Exception as error:  # Pillow raises many kinds; all bad files are listed below
+            return image, 0, first_line(error)
+        data = np.ascontiguousarray(pixels).data.cast("B")
+        written = os.pwrite(file.fileno(), data, row * size)
+        if written != size:  # the disk is full: writing the rest raises
+            os.pwrite(file.fileno(), data[written:], row * size + written)
+        return image, zlib.crc32(data), ""
+
+    done = []
+    try:
+        with replacing(path) as file:
+            with (
+                ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Pillow releases the GIL
+                closing(pool.map(store, enumerate(files))) as jobs,  # Ctrl-C cancels waiting jobs
+            ):
+                for job in Progress("decoding images", len(files), "images")(jobs):
+                    done.append(job)
+                    if len(done) % 64 == 0:  # write to disk while other threads decode
+                        os.fdatasync(file.fileno())
+            bad = [f"{image}: {error}" for image, _, error in done if error]
+            if bad:
+                raise DataError(
+                    f"{len(bad)} of {len(files):,} files under {folder} can't be read as images; "
+                    "replace them:\n  " + "\n  ".join(bad)
+                )
+            path.with_suffix(".json").unlink(missing_ok=True)  # no old header beside new pixels
+    except OSError as error:
+        raise DataError(f"--store_dir: {path}: {error.strerror}") from error
+
+    images = {
+        image: {"row": row, "crc32": crc32, "file": files[image]}
+        for row, (image, crc32, _) in enumerate(done)
+    }
+    header = {"version": STORE_VERSION, "resize": list(resize), "images": images}
+    write_atomically(path.with_suffix(".json"), json.dumps(header))
+    return images

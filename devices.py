@@ -1,0 +1,78 @@
+"""Which device computes, in which precision, and how much memory it takes."""
+
+import resource
+from typing import TYPE_CHECKING
+
+from errors import RunError
+
+if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
+    import torch
+    from torch import nn
+
+# What messages of an error say when memory has run out, on a GPU or on a CPU.
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "could not create a primitive"),
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+def choose_device(name: str) -> "torch.device":
+    """CUDA if available, unless `name` is 'cpu'; RunError for 'cuda' without a CUDA device."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RunError("--device cuda: PyTorch sees no CUDA device here; take auto or cpu")
+    use_cuda = name != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def choose_precision(name: str, device: "torch.device") -> str:
+    """bf16, fp16 or off (float32): what `--amp` names, or what the hardware computes fast."""
+    import torch
+
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "off"
+
+
+def autocast(device: "torch.device", precision: str) -> "torch.autocast":
+    """The context in which the network computes in `precision`."""
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory instead of giving large blocks back to the system.
+
+    A training step on the CPU, or decoding images, frees and takes the same memory again; getting
+    it anew, page by page, costs 5% of the time. Does nothing if the C library is not glibc.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, size in ((-3, 2**30), (-1, 2**31 - 1), (-2, 2**28)):
+            mallopt(option, size)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+def compile_in_place(model: "nn.Module", device: "torch.device") -> None:
+    """torch.compile a network; on CUDA with CUDA graphs, which take the launches off the CPU."""
+    model.compile(mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+def peak_memory(device: "torch.device") -> float:
+    """The most memory that tensors on the GPU, or this process on the CPU, have taken: GB."""
+    import torch
+
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)

@@ -1,0 +1,288 @@
+"""What score an image gets: its crops, their scores, their mean; and a trained model to use.
+
+    from evaluation import load_model
+    model = load_model("checkpoints/resnet_improved_ms_att_last.pth")   # in eval mode
+
+An image's score is the mean over its crops, so it depends on that image alone.
+"""
+
+import argparse
+import copy
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import data_loader as data
+from devices import autocast, choose_device, choose_precision, compile_in_place
+from errors import RunError
+from experiment import CONFIGURATIONS, PRESETS, configuration_name
+from metrics import agreement
+
+if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
+    import pandas as pd
+    import torch
+    from torch import Tensor, nn
+
+# Flags that older checkpoints don't have, with what was done before there was the flag.
+LATER_FLAGS = {
+    "model": "resnet_improved",
+    "preset": None,
+    "csv": [],
+    "csv_columns": [],
+    "lower_is_better": False,
+    "score_range": None,
+    "gradient_clip": 1.0,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "store_device": "auto",
+    "compile": False,
+    "save_minutes": 10,
+}
+# How images are prepared for HyperIQA's published weights.
+HYPERIQA_FLAGS = {
+    **LATER_FLAGS,
+    **PRESETS["hyperiqa_paper"],
+    "dataset": "koniq-10k",
+    "resize": (512, 384),
+    "patch_size": 224,
+    "test_crop": "random",
+}
+
+
+# Crops ------------------------------------------------------------------------------------------
+
+
+def evaluation_plan(args: argparse.Namespace, table: "pd.DataFrame") -> np.ndarray:
+    """The crops of all validation images, then of all test images: int32 (N * P, 4).
+
+    Each split has its own crops, so that test crops don't depend on the validation images.
+    """
+    plans = [
+        data.test_plan(
+            np.flatnonzero(table["split"] == split),
+            crop=args.test_crop,
+            per_image=args.test_patch_num,
+            resize=args.resize,
+            patch_size=args.patch_size,
+        )
+        for split in ("val", "test")
+    ]
+    return np.concatenate(plans)
+
+
+def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
+    """Crops of each image: `given`, or if that is None the number of the training.
+
+    A center crop is one. A grid needs a square number: `trained` is reduced to one. Raises RunError
+    if `given` is none.
+    """
+    if test_crop == "center":
+        return 1
+    if test_crop == "grid":
+        count = given or math.isqrt(trained) ** 2
+        if math.isqrt(count) ** 2 != count:
+            raise RunError(f"--test_patch_num {count}: --test_crop grid takes a square number")
+        return count
+    return given or trained
+
+
+def evaluation_batch(device: "torch.device", patch_size: int) -> int:
+    """Crops in a batch of evaluation: more than in training, and fewer if they are large."""
+    most = 256 if device.type == "cuda" else 64
+    return max(1, int(most * min(1.0, (224 / patch_size) ** 2)))
+
+
+# Scores -----------------------------------------------------------------------------------------
+
+
+def score_crops(
+    model: "nn.Module",
+    batches: "Iterable[dict[str, Tensor]]",
+    *,
+    device: "torch.device",
+    precision: str,
+    compiled: bool = False,
+    between_steps: Callable[[], None] | None = None,
+) -> tuple["Tensor", "Tensor | None"]:
+    """Scores (M,) and stage weights (M, 4) or None of all crops of the batches, on the device.
+
+    between_steps: called after each batch.
+    """
+    import torch
+
+    model = folded(model)
+    if compiled:
+        compile_in_place(model, device)
+    scores, weights = [], []
+    with torch.inference_mode(), autocast(device, precision):
+        for batch in batches:
+            score, stage_weights = model(data.to_network_input(batch, device))
+            scores.append(score.clone())  # a CUDA graph writes its next result in its place
+            weights.append(None if stage_weights is None else stage_weights.clone())
+            if between_steps:
+                between_steps()
+    if not scores:
+        return torch.empty(0), None
+    return torch.cat(scores), None if weights[0] is None else torch.cat(weights)
+
+
+def mean_of_crops(values: "Tensor", crops_per_image: int) -> np.ndarray:
+    """Means (N,) or (N, K) over each image's crops, of values (N * P,) or (N * P, K).
+
+    float64 of six decimals, so that the predictions CSV holds exactly these numbers.
+    """
+    values = values.view(-1, crops_per_image, *values.shape[1:])  # (N, P) or (N, P, K)
+    return values.cpu().double().mean(1).numpy().round(6)
+
+
+def evaluate(
+    model: "nn.Module", batches: "Iterable[dict[str, Tensor]]", crops_per_image: int, **options
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores (N,) and stage weights (N, 4) or None of images: means over their crops.
+
+    The batches' plan goes image by image, `crops_per_image` crops each (data_loader.test_plan).
+    `options` are those of score_crops.
+    """
+    scores, weights = score_crops(model, batches, **options)
+    if weights is not None:
+        weights = mean_of_crops(weights, crops_per_image)
+    return mean_of_crops(scores, crops_per_image), weights
+
+
+def mean_by_image(scores: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean score of each image that occurs, and which images these are."""
+    present, at = np.unique(images, return_inverse=True)
+    return np.bincount(at, scores) / np.bincount(at), present
+
+
+def agreement_by_split(table: "pd.DataFrame", scores: np.ndarray) -> dict[str, float]:
+    """val_srcc, test_srcc, test_plcc ... of the table's images, for the splits that it has."""
+    figures = {}
+    for split in ("val", "test"):
+        part = (table["split"] == split).to_numpy()
+        if part.any():
+            values = agreement(scores[part], table["mos"].to_numpy()[part])
+            figures |= {f"{split}_{name}": value for name, value in values.items()}
+    return figures
+
+
+def predictions_frame(
+    table: "pd.DataFrame", scores: np.ndarray, weights: np.ndarray | None
+) -> "pd.DataFrame":
+    """Columns split, image, mos, score (and w1..w4) of evaluated images."""
+    frame = table[["split", "image", "mos"]].assign(score=scores)
+    if weights is not None:
+        frame[["w1", "w2", "w3", "w4"]] = weights
+    return frame
+
+
+# Models -----------------------------------------------------------------------------------------
+
+
+def build_model(flags: dict, initial_score: float) -> "nn.Module":
+    """The network of a run's flags. Raises WeightsError if its weights can't be read."""
+    name = flags["model"]
+    options = dict(CONFIGURATIONS[configuration_name(flags)].options)
+    options |= {"backbone_weights": flags["backbone_weights"], "initial_score": initial_score}
+    if name != "hyperiqa":
+        options["dropout_rate"] = flags["dropout_rate"]
+    if name == "resnet_improved":
+        from models_resnet_improved import ResNetImproved
+
+        return ResNetImproved(**options)
+    from models_hyperiqa import build_neighbour
+
+    return build_neighbour(name, **options)
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """A checkpoint of this software: model, config and epochs (and more in a run's state).
+
+    Raises RunError if the file is damaged or something else.
+    """
+    from backbone_weights import load_tensors
+
+    state = load_tensors(Path(path))
+    if not (isinstance(state, dict) and {"model", "config", "epochs"} <= set(state)):
+        raise RunError(f"{path}: not a checkpoint of this software")
+    config = state["config"]
+    config["flags"] = LATER_FLAGS | config["flags"]
+    config.setdefault("label_source", config.get("labels"))  # its name in older checkpoints
+    return state
+
+
+def load_model(
+    checkpoint: str | Path, device: str = "auto", *, published: str | None = None
+) -> "nn.Module":
+    """The network of a checkpoint, in eval mode on the device; `model.config` is its configuration.
+
+    published: 'hyperiqa' for the file that HyperIQA's authors publish (koniq_pretrained.pkl), with
+    their preprocessing. Loads with `weights_only`. Raises RunError for a file that is neither.
+    """
+    import torch
+
+    if published:
+        from models_hyperiqa import load_hyperiqa
+
+        model, device = load_hyperiqa(checkpoint), choose_device(device)
+        model.config = {
+            "model": published,
+            "flags": dict(HYPERIQA_FLAGS),
+            "device": device.type,
+            "precision": "off",  # as its authors trained
+            "split_unknown": True,
+        }
+        return model.to(device)
+    state = load_checkpoint(checkpoint)
+    flags = state["config"]["flags"] | {"backbone_weights": "none"}
+    model = build_model(flags, initial_score=50.0)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise RunError(
+            f"{checkpoint}: its weights are not those of {state['config']['model']}"
+        ) from error
+    model.config = state["config"]
+    return model.eval().to(choose_device(device), memory_format=torch.channels_last)
+
+
+def precision_of(model: "nn.Module", amp: str) -> str:
+    """What `--amp` names; 'auto': the precision of its training, on a device of that kind."""
+    device, config = next(model.parameters()).device, model.config
+    if amp == "auto" and config.get("device") == device.type:
+        return config.get("precision") or choose_precision(amp, device)
+    return choose_precision(amp, device)
+
+
+def folded(model: "nn.Module") -> "nn.Module":
+    """A copy for inference whose convolutions do the work of the BatchNorms that follow them.
+
+    In eval mode BatchNorm is one multiplication and one addition per channel, which weights and
+    bias of the convolution before it take in: the same scores, up to rounding, in less time.
+    """
+    from torch import nn
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    model = copy.deepcopy(model).eval()
+    for module in list(model.modules()):
+        for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+    return model
+
+
+def multiply_adds(model: "nn.Module", patch_size: int) -> int:
+    """Multiply-adds of convolutions and matrix products in one crop's forward pass."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    was_training, image = model.training, torch.zeros(1, 3, patch_size, patch_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(image.to(next(model.parameters()).device))
+    model.train(was_training)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,267 @@
+"""The report's figures, as PNG and PDF."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+import metrics
+from experiment import BASELINE, CONFIGURATIONS, FULL
+from files import replacing
+from reporting.statistics import Statistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+COLUMN = 3.5  # inches: the column of a journal; a page is twice as wide
+
+
+class Figure(NamedTuple):
+    stem: str  # of its files in figures/; empty if there is none
+    caption: str  # or the reason why there is none
+
+
+def draw_figures(s: Statistics, folder: Path, data_path: str | None) -> list[Figure]:
+    """Draw all figures into `folder`; data_path: the photographs, if not those of the record."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    photographs = Path(data_path or s.runs[0].config["flags"]["data_path"])
+    folder.mkdir(parents=True, exist_ok=True)
+    plt.rcParams.update(
+        {
+            "font.size": 8,
+            "axes.titlesize": 8,
+            "legend.fontsize": 7,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "savefig.dpi": 300,
+            "pdf.fonttype": 42,
+        }
+    )
+    figures = []
+    for draw in (draw_curves, draw_scatter, draw_forest, draw_stage_weights, draw_costs):
+        figures.append(save(*draw(s), folder / draw.__name__.removeprefix("draw_")))
+    figures.append(save(*draw_contact_sheet(s, photographs), folder / "contact_sheet"))
+    return figures
+
+
+def save(canvas: "Canvas | None", caption: str, path: Path) -> Figure:
+    """Write and close a drawn figure as path.png and path.pdf."""
+    import matplotlib.pyplot as plt
+
+    if canvas is None:
+        return Figure("", caption)
+    for suffix in ("png", "pdf"):
+        with replacing(path.with_suffix(f".{suffix}")) as file:
+            canvas.savefig(file, format=suffix)
+    plt.close(canvas)
+    return Figure(path.name, caption)
+
+
+def draw_curves(s: Statistics) -> tuple["Canvas", str]:
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(COLUMN, 3.6))
+    for model in s.models:
+        row = CONFIGURATIONS[model]
+        runs = s.of_model[model]
+        epochs = [e["epoch"] for e in runs[0].epochs]
+        style = {"color": row.colour, "marker": row.marker, "markersize": 3, "linewidth": 1}
+        for axes, name in ((top, "test_srcc"), (bottom, "loss")):
+            each = np.array([[e[name] for e in r.epochs] for r in runs], float)  # None is NaN
+            axes.plot(epochs, each.mean(0), label=row.title, **style)
+            if len(runs) > 1:
+                axes.fill_between(
+                    epochs, each.min(0), each.max(0), color=row.colour, alpha=0.15, linewidth=0
+                )
+    top.set_ylabel("SRCC, test images")
+    bottom.set_ylabel("training loss (L1, MOS)")
+    bottom.set_xlabel("epoch")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(epochs) == 1:
+        bottom.set(xticks=epochs, xlim=(0.5, 1.5))
+    top.legend(frameon=False)
+    caption = "Test SRCC and training loss by epoch."
+    if max(map(len, s.of_model.values())) > 1:
+        caption += " Means over seeds; bands reach from the lowest to the highest seed."
+    return figure, caption
+
+
+def draw_scatter(s: Statistics) -> tuple["Canvas", str]:
+    import matplotlib.pyplot as plt
+
+    columns = 2 if len(s.models) > 1 else 1
+    rows = -(-len(s.models) // columns)
+    figure, panels = plt.subplots(
+        rows,
+        columns,
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        figsize=(COLUMN, 0.4 + COLUMN / columns * rows),
+    )
+    everything = np.concatenate([x[m][0] for x in (s.mos, s.scores) for m in s.models])
+    ends = np.nanmin(everything) - 2, np.nanmax(everything) + 2
+    for axes, model in itertools.zip_longest(panels.flat, s.models):
+        if model is None:
+            axes.set_visible(False)
+            panels[-2, -1].tick_params(labelbottom=True)
+            continue
+        row = CONFIGURATIONS[model]
+        scores, mos = s.scores[model][0], s.mos[model][0]
+        axes.plot(scores, mos, ".", color=row.colour, markersize=2, alpha=0.35, rasterized=True)
+        fit = metrics.fitted_agreement(scores, mos)
+        if fit.parameters:
+            x = np.linspace(scores.min(), scores.max(), 200)
+            axes.plot(x, metrics.logistic(x, *fit.parameters), color="black", linewidth=1)
+        axes.plot(ends, ends, color="0.6", linewidth=0.5, linestyle="--", zorder=0)
+        axes.set(xlim=ends, ylim=ends, title=row.title)
+        axes.set(xticks=axes.get_yticks(), xlim=ends)
+        axes.set_aspect("equal")
+    figure.supxlabel("predicted score", fontsize=8)
+    figure.supylabel("MOS", fontsize=8)
+    seed = s.of_model[s.models[0]][0].seed
+    return figure, (
+        f"MOS against predicted score of the {s.images:,} test images ({s.selection}, seed "
+        f"{seed}); line: VQEG's four-parameter logistic, if it could be fitted; dashed: equality."
+    )
+
+
+def draw_forest(s: Statistics) -> tuple["Canvas | None", str]:
+    import matplotlib.pyplot as plt
+
+    if not s.comparisons:
+        return None, "No forest plot: there are no two configurations to compare."
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.36 * len(s.comparisons)))
+    for y, comparison in enumerate(reversed(s.comparisons)):
+        value, low, high, *_ = comparison["difference"]
+        colour = CONFIGURATIONS[comparison["model"]].colour
+        if math.isfinite(low + high):
+            axes.plot([low, high], [y, y], color=colour, linewidth=1.5)
+        axes.plot(value, y, "o", color=colour, markersize=4)
+        if len(comparison["each"]) > 1:
+            each = comparison["each"]
+            axes.plot(each, [y - 0.22] * len(each), "|", color="0.4", markersize=5)
+    axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    labels = [c["label"] for c in reversed(s.comparisons)]
+    axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="difference in SRCC")
+    axes.set_ylim(-0.6, len(labels) - 0.4)
+    return figure, (
+        f"Paired differences in test SRCC ({s.selection}) with 95% intervals"
+        + ("; ticks: single seeds." if len(s.comparisons[0]["each"]) > 1 else ", one seed.")
+    )
+
+
+def draw_stage_weights(s: Statistics) -> tuple["Canvas | None", str]:
+    import matplotlib.pyplot as plt
+
+    models = [m for m in s.models if "w1" in s.rows[m, s.of_model[m][0].seed].columns]
+    if not models or s.images < 10:
+        return None, "No figure of stage weights: it needs a run with attention and 10 test images."
+    model = FULL if FULL in models else models[0]
+    tables = [s.rows[model, r.seed] for r in s.of_model[model]]
+    if s.splits > 1:
+        tables = tables[:1]  # the images differ from split to split
+    weights = np.mean([t[["w1", "w2", "w3", "w4"]].to_numpy() for t in tables], 0)  # (N, 4)
+    quintile = np.argsort(np.argsort(tables[0]["mos"].to_numpy())) * 5 // s.images
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.5))
+    style = zip(("#0072B2", "#009E73", "#E69F00", "#D55E00"), "os^D")
+    for stage, (colour, marker) in enumerate(style):
+        parts = [weights[quintile == q, stage] for q in range(5)]
+        middle = [np.median(p) for p in parts]
+        x = np.arange(1, 6) + 0.08 * (stage - 1.5)
+        around = [
+            [m - np.quantile(p, 0.25) for m, p in zip(middle, parts)],
+            [np.quantile(p, 0.75) - m for m, p in zip(middle, parts)],
+        ]
+        axes.errorbar(
+            x, middle, around, color=colour, marker=marker, markersize=4, linewidth=1,
+            capsize=2, label=f"w{stage + 1}",
+        )  # fmt: skip
+    axes.axhline(0.25, color="0.6", linewidth=0.5, linestyle="--", zorder=0)
+    axes.set(xlabel="quintile of MOS (5: best)", ylabel="stage weight", xticks=range(1, 6))
+    axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+    name = CONFIGURATIONS[model].title.lstrip("+ ")
+    split = " of the first split" if s.splits > 1 else ""
+    return figure, (
+        f"Stage weights of {name} over all {s.images:,} test images{split} by quintile of MOS: "
+        "medians and quartiles; dashed: equal weights."
+    )
+
+
+def draw_costs(s: Statistics) -> tuple["Canvas", str]:
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, sharey=True, figsize=(COLUMN, 2.3))
+    for model in s.models:
+        row = CONFIGURATIONS[model]
+        found = s.configurations[model]
+        value, low, high, *_ = found["srcc_interval"]
+        bars = [[value - low], [high - value]] if math.isfinite(low + high) else None
+        for axes, x in zip(panels, (found["parameters"] / 1e6, found["patches_per_second"])):
+            axes.errorbar(
+                [x], [value], bars, color=row.colour, marker=row.marker, markersize=5, capsize=2,
+                linewidth=1, label=row.title, linestyle="",
+            )  # fmt: skip
+            axes.margins(x=0.25)
+    panels[0].set(xlabel="parameters (M)", ylabel="SRCC, test images")
+    panels[1].set(xlabel="training crops/s")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=min(3, len(s.models)),
+        frameon=False,
+        columnspacing=1,
+    )
+    device = s.runs[0].config["device_name"]
+    return figure, f"Test SRCC with 95% intervals against parameters and speed (on {device})."
+
+
+def draw_contact_sheet(s: Statistics, folder: Path) -> tuple["Canvas | None", str]:
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    if s.splits > 1:
+        return None, "No contact sheet: each seed has its own test images."
+    if not {FULL, BASELINE} <= set(s.models) or s.images < 20:
+        return None, "No contact sheet: it needs baseline, full configuration and 20 test images."
+    base, full = (s.scores[m].mean(0) for m in (BASELINE, FULL))
+    mos, images = s.mos[FULL][0], list(s.rows[FULL, s.of_model[FULL][0].seed]["image"])
+    gain = np.abs(base - mos) - np.abs(full - mos)
+    order = np.argsort(-gain, kind="stable")
+    chosen = [*order[:10], *order[::-1][:10]]
+    absent = [images[i] for i in chosen if not (folder / images[i]).is_file()]
+    if absent:
+        return None, (
+            f"No contact sheet: {len(absent)} of its 20 photographs are not under {folder} "
+            f"({absent[0]}, ...); give --data_path."
+        )
+    figure, panels = plt.subplots(4, 5, figsize=(2 * COLUMN, 6.6))
+    for position, (axes, i) in enumerate(zip(panels.flat, chosen)):
+        with Image.open(folder / images[i]) as image:
+            image.draft("RGB", (600, 600))
+            image = image.convert("RGB")
+            image.thumbnail((360, 360))
+            axes.imshow(np.asarray(image))
+        axes.set_title(
+            f"MOS {mos[i]:.0f}: {base[i]:.0f} $\\rightarrow$ {full[i]:.0f}", fontsize=8, pad=2
+        )
+        axes.set(xticks=[], yticks=[])
+        for side in axes.spines.values():
+            side.set(visible=True, linewidth=1.5, color="#0072B2" if position < 10 else "#D55E00")
+    panels[0, 0].set_ylabel("gained most", color="#0072B2")
+    panels[1, 0].set_ylabel("gained most", color="#0072B2")
+    panels[2, 0].set_ylabel("lost most", color="#D55E00")
+    panels[3, 0].set_ylabel("lost most", color="#D55E00")
+    return figure, (
+        "The ten test images whose error decreased most from the baseline to both improvements "
+        "(blue), and the ten whose error increased most (orange). Above each: MOS, score of the "
+        "baseline, score with both improvements."
+    )

@@ -1,0 +1,60 @@
+"""How numbers and conditions are written, in every output of the report."""
+
+import math
+
+from datasets.labels import DATASETS
+from reporting.statistics import Statistics, spread
+from resampling import Interval
+
+
+def decimal(x: float | None, digits: int = 4, sign: bool = False) -> str:
+    """'0.9012', or '+0.9012' with `sign`; '-' for None, NaN and infinity."""
+    if x is None or not math.isfinite(x):
+        return "-"
+    return f"{round(x, digits) + 0.0:{'+' if sign else ''}.{digits}f}"  # + 0.0: no '-0.0000'
+
+
+def percent(x: float, sign: bool = True) -> str:
+    """'+1.23%' for 0.0123."""
+    return f"{decimal(100 * x, 2, sign)}%" if math.isfinite(x) else "-"
+
+
+def p_value(p: float) -> str:
+    return "-" if not math.isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def bounds(x: Interval, digits: int = 4, sign: bool = False) -> str:
+    """'[0.8712, 0.9012]', or 'undefined (reason)'."""
+    if not math.isfinite(x.low + x.high):
+        return f"undefined ({x.reason})"
+    return f"[{decimal(x.low, digits, sign)}, {decimal(x.high, digits, sign)}]"
+
+
+def with_spread(s: Statistics, values: list[float], separator: str = " +- ") -> str:
+    """'0.9012 +- 0.0021': mean (median over splits) and standard deviation over seeds."""
+    deviation = spread(values)
+    known = f"{separator}{deviation:.4f}" if math.isfinite(deviation) else ""
+    return decimal(float(s.middle(values))) + known
+
+
+def of_seeds(s: Statistics, count: int) -> str:
+    """' (2 of 3 seeds)' if some are missing."""
+    return f" ({count} of {len(s.seeds)} seeds)" if count < len(s.seeds) else ""
+
+
+def listed(values: list) -> str:
+    return ", ".join(map(str, values))
+
+
+def is_published(config: dict) -> bool:
+    """Whether the numbers of images are those of a split that the literature uses."""
+    known = DATASETS.get(config["flags"]["dataset"])
+    return known is not None and tuple(config["images"].values()) in known.published
+
+
+def data_set(s: Statistics) -> str:
+    config = s.runs[0].config
+    if config.get("demo"):
+        return "the demo's synthetic scenes (not KonIQ-10k)"
+    other = "" if is_published(config) else " (not the counts of a published split)"
+    return config["flags"]["dataset"] + other

@@ -1,0 +1,153 @@
+"""The report as Markdown, HTML, LaTeX, text and JSON: templates in reporting/templates/."""
+
+import base64
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from experiment import BASELINE, FULL
+from reporting.formats import data_set, decimal, listed, of_seeds, p_value
+from reporting.runs import Runs
+from reporting.statistics import Statistics
+from reporting.tables import ResultTable, digits_for, paper_rows
+from reporting.text import Report, Verdict
+from resampling import Interval
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def environment(escape: Callable[[str], str] | None = None, **options) -> Environment:
+    """Templates whose expressions all go through `escape`, unless they are Markup."""
+
+    def finalize(value: object) -> str:
+        if escape is None or isinstance(value, Markup):
+            return value
+        return escape(str(value))
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=finalize,
+        **options,
+    )
+    made.filters |= {"p_value": p_value, "listed": listed}
+    return made
+
+
+def markdown_escaped(text: str) -> str:
+    """The text for Markdown, where it stands in a paragraph or in the cell of a table."""
+    text = re.sub(r"[\\`*|]|(?<!\w)_|_(?!\w)|<(?=[a-zA-Z/!?])|\](?=\()", r"\\\g<0>", text)
+    return re.sub(r"&(?=#?\w+;)", "&amp;", text)
+
+
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+}
+
+
+def latex_escaped(text: str) -> str:
+    return "".join(LATEX.get(c, c) for c in text)
+
+
+def latex_number(x: float, digits: int = 4, sign: bool = False) -> Markup:
+    """A number in math mode, so that its minus is one; '--' if it is undefined."""
+    return Markup(f"${decimal(x, digits, sign)}$" if math.isfinite(x) else "--")
+
+
+def latex_with_bounds(x: float, ends: Interval, digits: int, sign: bool = False) -> Markup:
+    """A number with the ends of its interval in brackets."""
+    value, low, high = (latex_number(y, digits, sign) for y in (x, ends.low, ends.high))
+    return Markup(f"{value} [{low}, {high}]")
+
+
+def markdown(report: Report) -> str:
+    return environment(markdown_escaped).get_template("report.md").render(report=report)
+
+
+def webpage(report: Report, figures: Path) -> str:
+    """The report as one HTML file, with the figures of that folder inside."""
+    made = environment(autoescape=True)
+    made.filters["png"] = lambda figure: base64.b64encode(
+        (figures / f"{figure.stem}.png").read_bytes()
+    ).decode()
+    return made.get_template("report.html").render(report=report)
+
+
+def plain_table(table: ResultTable, verdict: Verdict | None) -> str:
+    return environment().get_template("table.txt").render(table=table, verdict=verdict)
+
+
+def latex(name: str, s: Statistics, runs: Runs) -> str:
+    """table.tex (for the booktabs package) or paragraph.tex."""
+    made = environment(
+        latex_escaped,
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    made.filters |= {
+        "number": latex_number,
+        "with_bounds": latex_with_bounds,
+        "one_line": lambda text: " ".join(text.split()),
+    }
+    made.tests["known"] = lambda interval: math.isfinite(interval.low + interval.high)
+    return made.get_template(name).render(
+        s=s,
+        data=data_set(s),
+        digits=digits_for(s),
+        rows=paper_rows(s),
+        failed=[*dict.fromkeys(r.title for r in runs.failed if r.model not in s.models)],
+        of_seeds=of_seeds,
+        verdict_seeds=len(s.pairs(FULL, BASELINE)),
+        fewest_seeds=min((len(c["each"]) for c in s.comparisons), default=len(s.seeds)),
+    )
+
+
+def results_json(s: Statistics, problems: list[str]) -> str:
+    """All figures for programs; NaN is null."""
+
+    def plain(value):
+        if isinstance(value, Interval):
+            return plain(value._asdict())
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
+
+    content = {
+        "dataset": s.runs[0].config["flags"]["dataset"],
+        "data_fingerprint": s.runs[0].config["data_fingerprint"],
+        "test_images": s.images,
+        "splits": s.splits,
+        "selection": s.selection,
+        "verdict": s.verdict,
+        "relative_gain": s.gain,
+        "optimism_of_best_on_test": s.optimism(),
+        "configurations": s.configurations,
+        "comparisons": s.comparisons,
+        "interaction": s.interaction,
+        "problems": problems,
+        "bootstrap": s.options,
+        "runs": [{"name": r.name, **r.config} for r in s.runs],
+    }
+    return json.dumps(plain(content), indent=1) + "\n"

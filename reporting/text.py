@@ -1,0 +1,310 @@
+"""The words of the report, as a data object that templates turn into Markdown and HTML."""
+
+import math
+from dataclasses import dataclass, field
+
+from experiment import (
+    ANCHORS,
+    BASELINE,
+    BOTH,
+    BOUNDS,
+    CONFIGURATIONS,
+    FULL,
+    HYPERIQA,
+    SELECTIONS,
+    SMART_IQA,
+    UNDECIDED,
+)
+from reporting.figures import Figure
+from reporting.formats import (
+    bounds,
+    data_set,
+    decimal,
+    is_published,
+    listed,
+    of_seeds,
+    p_value,
+    percent,
+    with_spread,
+)
+from reporting.runs import Runs
+from reporting.statistics import Statistics
+
+
+@dataclass
+class Section:
+    """A heading, then a table if there are rows, paragraphs, and figures."""
+
+    heading: str
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    paragraphs: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+
+@dataclass
+class Verdict:
+    sentence: str
+    remarks: list[str]  # sentences: what the verdict leaves open, and why
+
+    def __str__(self) -> str:
+        return " ".join([self.sentence, *self.remarks])
+
+
+@dataclass
+class Report:
+    title: str
+    verdict: Verdict
+    problems: list[str]
+    sections: list[Section]
+
+
+def write_report(s: Statistics, runs: Runs, figures: list[Figure]) -> Report:
+    drawn = [figure for figure in figures if figure.stem]
+    missing = [figure.caption for figure in figures if not figure.stem]
+    compared = [differences(s)] if s.comparisons else []
+    sections = [
+        configurations(s, runs),
+        selections(s),
+        *compared,
+        literature(s),
+        costs(s),
+        Section("Figures", paragraphs=missing, figures=drawn),
+        provenance(s),
+    ]
+    return Report(title(s), verdict(s), runs.problems, sections)
+
+
+def title(s: Statistics) -> str:
+    networks = {CONFIGURATIONS[m].flags["model"] for m in s.models}
+    if "resnet_improved" in networks:
+        return "Do multi-scale fusion and channel attention help a ResNet-50?"
+    if networks == {"hyperiqa"}:
+        return "How well does HyperIQA do?"
+    other = next(m for m in s.models if m != "hyperiqa")
+    name = CONFIGURATIONS[other].title.partition(",")[0]
+    return f"Do multi-scale fusion and channel attention help {name}?"
+
+
+def verdict(s: Statistics) -> Verdict:
+    seeds = len(s.pairs(FULL, BASELINE))
+    single = ", single seed" if seeds == 1 else of_seeds(s, seeds) if seeds else ""
+    sentence = f"Verdict on {data_set(s)}{single}: {s.verdict}"
+    gain, remarks = s.gain, []
+    if gain is None or not math.isfinite(gain.value):
+        return Verdict(f"{sentence}.", [])
+    interval = f"95% interval {percent(gain.low)} to {percent(gain.high)}, "
+    sentence += (
+        "; multi-scale fusion and channel attention change the SRCC of the baseline by "
+        f"{percent(gain.value)} ({interval if math.isfinite(gain.low + gain.high) else ''}"
+        f"{s.selection})."
+    )
+    if seeds == 1:
+        remarks.append(
+            "Single seed: the variance between seeds is unknown and not part of the interval."
+        )
+    if s.verdict == UNDECIDED:  # and no other reason is given there
+        remarks.append(
+            "The interval contains a bound between the hypotheses (0.3% or 1%), so nothing is "
+            "claimed."
+            if any(gain.low < bound <= gain.high for bound in BOUNDS)
+            else "After Holm's correction the difference is not significant (5%), so nothing is "
+            "claimed."
+        )
+    return Verdict(sentence, remarks)
+
+
+def configurations(s: Statistics, runs: Runs) -> Section:
+    rows, undefined = [], []
+    for model, f in s.configurations.items():
+        name = CONFIGURATIONS[model].title
+        rows.append(
+            [
+                name + of_seeds(s, len(f["seeds"])),
+                with_spread(s, f["selections"][s.selection]),
+                bounds(f["srcc_interval"]),
+                decimal(f["plcc"]),
+                bounds(f["plcc_interval"]),
+                decimal(f["plcc_fitted"]),
+                decimal(f["krcc"]),
+                decimal(f["rmse_fitted"], 2),
+            ]
+        )
+        for what, reason in (("correlations", f["undefined"]), ("the fit", f["fit_problem"])):
+            if reason:
+                undefined.append(f"Row '{name}': {what} undefined: {reason}.")
+    for name in dict.fromkeys(run.title for run in runs.failed if run.model not in s.models):
+        rows.append([f"{name} (failed: see Problems)"] + ["-"] * 7)
+
+    if s.splits > 1:
+        how = (
+            f"medians over {s.splits} random splits (seeds {listed(s.seeds)}), +- the standard "
+            "deviation; intervals are those of the mean over splits, by the corrected resampled "
+            "t-test, which accounts for the images that splits share"
+        )
+    elif len(s.seeds) > 1:
+        how = (
+            f"means over seeds {listed(s.seeds)}, +- the standard deviation; intervals resample "
+            "seeds and images and account for the number of seeds"
+        )
+        if len(s.seeds) == 2:
+            how += "; two seeds say little about the variance between seeds, so they are wide"
+    else:
+        how = (
+            f"single seed ({s.seeds[0]}): the variance between seeds is unknown, and intervals "
+            "resample images only"
+        )
+    epoch = {
+        "chosen by val": "the epoch with the highest validation SRCC (chosen by val)",
+        "last epoch": "the last epoch",
+    }[s.selection]
+    return Section(
+        "Configurations",
+        ["", "SRCC", "95%", "PLCC raw", "95%", "PLCC fitted", "KRCC", "RMSE fitted"],
+        rows,
+        [
+            f"{s.images:,} test images; {epoch}; {how}. Fitted: after VQEG's four-parameter "
+            "logistic.",
+            *undefined,
+        ],
+    )
+
+
+def selections(s: Statistics) -> Section:
+    rows = [
+        [CONFIGURATIONS[m].title, *(with_spread(s, f["selections"][x]) for x in SELECTIONS)]
+        for m, f in s.configurations.items()
+    ]
+    text = (
+        "'best on test' selects the epoch by the test images, as is common in the literature, so "
+        "it is optimistic."
+    )
+    if math.isfinite(s.optimism()):
+        text += (
+            f" Here it is {decimal(s.optimism())} above '{s.selection}', averaged over all runs."
+        )
+    return Section("Three ways to choose the epoch", ["SRCC", *SELECTIONS], rows, [text])
+
+
+def differences(s: Statistics) -> Section:
+    rows = [
+        [
+            c["label"] + of_seeds(s, len(c["each"])),
+            decimal(c["difference"].value, 4, True),
+            bounds(c["difference"], 4, True),
+            p_value(c["difference"].p),
+            p_value(c["p_holm"]),
+            p_value(c["p_permutation"]),
+            decimal(c["correlation"], 3),
+            str(c["seeds_needed"] or "-") if len(c["each"]) > 1 else "unknown",
+        ]
+        for c in s.comparisons
+    ]
+    test = "corrected resampled t-test" if s.splits > 1 else "bootstrap"
+    same = ", which needs the same test images" if s.splits > 1 else ""
+    text = (
+        "Both models of a row are evaluated on the same images and the same crops. p: "
+        f"{test}. Holm: corrected for the {len(rows)} rows. Permutation: a check that swaps the "
+        f"ranks of the two models image by image{same}. Seeds for 80% power: seeds needed to "
+        "detect the observed difference (p < .05) from seed variance alone; test-set error does "
+        "not shrink with seeds."
+    )
+    if any(len(c["each"]) == 1 for c in s.comparisons):
+        text += (
+            " With one seed the interval is bias-corrected (BCa) and p is not, so they can "
+            "disagree for p near 0.05."
+        )
+    paragraphs = [text]
+    if s.interaction:
+        d = s.interaction["difference"]
+        paragraphs.append(
+            f"Interaction: on Swin {s.interaction['size']} the improvements gain "
+            f"{decimal(abs(d.value))} SRCC {'less' if d.value < 0 else 'more'} than on ResNet-50 "
+            f"(95% interval of the difference: {bounds(d, 4, True)})."
+        )
+    header = ["", "difference", "95%", "p", "p (Holm)", "p (permutation)", "SRCC of the two"]
+    return Section("Paired differences in SRCC", [*header, "seeds for 80% power"], rows, paragraphs)
+
+
+def literature(s: Statistics) -> Section:
+    heading, config = "Compared with the literature", s.runs[0].config
+    if config["flags"]["dataset"] != "koniq-10k" or not is_published(config):
+        text = (
+            f"These runs are on {data_set(s)}, so the published figures on KonIQ-10k (HyperIQA "
+            f"{HYPERIQA}, SMART-IQA {SMART_IQA}) cannot be compared with theirs."
+        )
+        return Section(heading, paragraphs=[text])
+    paragraphs = []
+    d = next((c["difference"] for c in s.comparisons if c["label"] == BOTH), None)
+    if d is not None and math.isfinite(d.low + d.high):
+        step = SMART_IQA - HYPERIQA
+        paragraphs.append(
+            f"From HyperIQA (ResNet-50, {HYPERIQA}) to SMART-IQA (Swin-Base, {SMART_IQA}) the "
+            f"distance is {step:.4f}. On the same backbone the improvements close "
+            f"{percent(d.value / step, False)} of it (95% interval {percent(d.low / step, False)} "
+            f"to {percent(d.high / step, False)})."
+        )
+    if BASELINE in s.models:
+        best = float(s.middle(s.configurations[BASELINE]["selections"]["best on test"]))
+        paragraphs.append(
+            f"With the epoch chosen as in the literature (best on test) our baseline has "
+            f"{decimal(best)}, {decimal(best - HYPERIQA, 4, True)} compared with HyperIQA in this "
+            "setting."
+        )
+    rows = [[name, decimal(value)] for name, value in ANCHORS]
+    return Section(heading, ["KonIQ-10k", "SRCC"], rows, paragraphs)
+
+
+def costs(s: Statistics) -> Section:
+    config = s.runs[0].config
+    size = config["flags"]["patch_size"]
+    rows = [
+        [
+            CONFIGURATIONS[m].title,
+            f"{f['parameters'] / 1e6:.2f} M",
+            "-" if f["multiply_adds"] is None else f"{f['multiply_adds'] / 1e9:.2f} G",
+            f"{f['patches_per_second']:.1f}",
+            f"{f['test_patches_per_second']:.1f}",
+            "-" if f["peak_memory_gb"] is None else f"{f['peak_memory_gb']:.2f} GB",
+        ]
+        for m, f in s.configurations.items()
+    ]
+    header = ["", "parameters", "multiply-adds", "training crops/s", "test crops/s", "memory"]
+    text = (
+        f"Multiply-adds of one {size} x {size} crop, as counted by torch (convolutions and matrix "
+        "products); rates are medians over the epochs; memory is the maximum. Measured on "
+        f"{config['device']} ({config['device_name']}), precision {config['precision']}."
+    )
+    return Section("Costs", header, rows, [text])
+
+
+def provenance(s: Statistics) -> Section:
+    rows = [
+        [
+            r.name,
+            CONFIGURATIONS[r.model].title,
+            str(r.seed),
+            r.config["data_fingerprint"],
+            " then ".join(commits(r.config)),
+            r.config["versions"]["torch"],
+            str(r.config["started"])[:19],
+        ]
+        for r in s.runs
+    ]
+    config = s.runs[0].config
+    counts = ", ".join(f"{n:,} {split}" for split, n in config["images"].items())
+    splits = f", one of {s.splits} random splits, one per seed" if s.splits > 1 else ""
+    text = (
+        f"Data: {data_set(s)}, {counts} images; {config['label_source']}{splits}. Bootstrap: "
+        f"{s.options['resamples']:,} resamples, seed {s.options['seed']}; BCa with one seed; with "
+        "several seeds, percentiles over seeds and images, widened by Student's t; none with "
+        "several splits."
+    )
+    header = ["run", "configuration", "seed", "data", "commit", "torch", "started"]
+    return Section("Provenance", header, rows, [text])
+
+
+def commits(config: dict) -> list[str]:
+    """The commits that trained a run, in order: several if another commit resumed it."""
+    before = [part["before"].get("git_commit") for part in config.get("resumed", [])]
+    return [c for c in dict.fromkeys([*before, config["git_commit"]]) if c]

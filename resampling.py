@@ -1,0 +1,324 @@
+"""Confidence intervals and tests of an agreement, by resampling images, seeds or splits.
+
+    from resampling import difference, interval, srcc_by_counts
+    interval(srcc_by_counts(predicted, mos), len(mos))                  # 95% over images
+    difference(predicted, baseline, mos)                                # paired, with p
+
+With one seed, intervals resample images (`interval`); with several seeds, seeds as well
+(`over_seeds`); with several random splits, they are those of a t-test (`over_splits`).
+benchmarks/coverage.py measures their coverage.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from metrics import undefined
+
+RESAMPLES = 5000
+
+LEVEL = 0.95
+
+# A statistic of resampled images: maps counts (B, N), how often each image was drawn, to (B,).
+ByCounts = Callable[[np.ndarray], np.ndarray]
+
+
+def ranks_by_counts(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mid-ranks (B, N) of values (N,) in B resamples; value i occurs counts[b, i] times in b.
+
+    The values are sorted once for all resamples, so thousands of resamples are cheap.
+    """
+    order = np.argsort(values, kind="stable")
+    groups = np.flatnonzero(np.diff(values[order], prepend=np.nan) != 0)  # ties are one group
+    totals = counts[:, order]  # (B, groups)
+    if len(groups) < len(values):
+        totals = np.add.reduceat(totals, groups, axis=1)
+    ranks = np.cumsum(totals, 1) - (totals - 1) / 2
+    group_of = np.empty(len(values), int)
+    group_of[order] = np.repeat(np.arange(len(groups)), np.diff(groups, append=len(values)))
+    return ranks[:, group_of]
+
+
+def correlation_by_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Pearson's r (B,) of x and y ((N,) or (B, N)); item i has the weight counts[b, i]."""
+    n = counts.sum(1, keepdims=True)
+    x = x - (counts * x).sum(1, keepdims=True) / n
+    y = y - (counts * y).sum(1, keepdims=True) / n
+    weighted = counts * x
+    norm = np.sqrt((weighted * x).sum(1) * (counts * y * y).sum(1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weighted * y).sum(1) / norm
+
+
+def srcc_by_counts(predicted: np.ndarray, mos: np.ndarray) -> ByCounts:
+    """SRCC of resampled images: (B,) for predictions (N,), and (B, K) for (K, N).
+
+    NaN for predictions whose correlation is undefined (see `undefined`): ranking would otherwise
+    put NaN last.
+    """
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        wanted = ranks_by_counts(mos, counts)
+        found = [
+            np.full(len(counts), math.nan)
+            if undefined(p, mos)
+            else correlation_by_counts(ranks_by_counts(p, counts), wanted, counts)
+            for p in np.atleast_2d(predicted)
+        ]
+        return np.stack(found, -1) if np.ndim(predicted) == 2 else found[0]
+
+    return statistic
+
+
+def difference_by_counts(a: np.ndarray, b: np.ndarray, mos: np.ndarray) -> ByCounts:
+    """SRCC of a minus SRCC of b, on the same resampled images."""
+    both = srcc_by_counts(np.stack([a, b]), mos)
+    return lambda counts: np.subtract(*both(counts).T)
+
+
+def plcc_by_counts(predicted: np.ndarray, mos: np.ndarray) -> ByCounts:
+    """PLCC (of the raw scores) of resampled images."""
+    return lambda counts: correlation_by_counts(predicted, mos, counts)
+
+
+class Interval(NamedTuple):
+    value: float
+    low: float
+    high: float
+    p: float  # two-sided, of the hypothesis that the value is 0
+    reason: str = ""  # why the interval is NaN
+
+
+def interval(
+    statistic: ByCounts, images: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """A statistic with its 95% interval over images: BCa bootstrap (Efron 1987, by scipy).
+
+    p: see `p_value`. BCa corrects the interval but not p, so they can disagree for p near 0.05.
+    """
+    from scipy import stats
+
+    def of_draws(draws: np.ndarray, axis: int = -1) -> np.ndarray:
+        rows = draws.reshape(-1, draws.shape[-1])
+        flat = rows + images * np.arange(len(rows))[:, None]
+        counts = np.bincount(flat.ravel(), minlength=images * len(rows))
+        return statistic(counts.reshape(-1, images).astype(float)).reshape(draws.shape[:-1])
+
+    value = float(statistic(np.ones((1, images)))[0])
+    if images < 3 or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan, math.nan, "too few images, or undefined")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a degenerate interval is NaN; `reason` says so
+        result = stats.bootstrap(
+            (np.arange(images),),
+            of_draws,
+            n_resamples=resamples,
+            batch=250,
+            vectorized=True,
+            confidence_level=LEVEL,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        )
+    low, high = map(float, result.confidence_interval)
+    reason = "" if math.isfinite(low + high) else "the resamples do not vary, or are undefined"
+    return Interval(value, low, high, p_value(result.bootstrap_distribution), reason)
+
+
+def p_value(resampled: np.ndarray) -> float:
+    """Two-sided p of the hypothesis that a statistic is 0, from its resamples (B,).
+
+    Twice the smaller share of resamples on one side of 0, at least 1 / (B + 1); NaN if any is NaN.
+    """
+    if not np.isfinite(resampled).all():
+        return math.nan
+    tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(resampled) + 1)))
+
+
+def difference(
+    predicted: np.ndarray,
+    baseline: np.ndarray,
+    mos: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """SRCC of `predicted` minus SRCC of `baseline`, paired: on the same resampled images."""
+    statistic = difference_by_counts(predicted, baseline, mos)
+    return interval(statistic, len(mos), resamples=resamples, seed=seed)
+
+
+def permutation_p(
+    predicted: np.ndarray,
+    baseline: np.ndarray,
+    mos: np.ndarray,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> float:
+    """Two-sided p of a permutation test that swaps the ranks of two predictions image by image.
+
+    predicted, baseline: (N,), or (S, N) of S seeds; an image is swapped in all seeds at once. The
+    test statistic is the difference in SRCC, averaged over seeds.
+    """
+    from scipy import stats
+
+    rng, images = np.random.default_rng(seed), len(mos)
+    a, b = (stats.rankdata(np.atleast_2d(x), axis=1) for x in (predicted, baseline))  # (S, N)
+    target = stats.rankdata(mos)
+    target -= target.mean()
+
+    def parts(ranks: np.ndarray) -> np.ndarray:
+        """The terms (N, 3) of each image, whose sums give r of ranks (N,)."""
+        return np.stack([ranks, ranks**2, ranks * target], 1)
+
+    def correlation(total: np.ndarray) -> np.ndarray:
+        """r (B,) from the sums (B, 3) of those terms."""
+        ranks, squares, products = total.T
+        return products / np.sqrt((squares - ranks**2 / images) * (target @ target))
+
+    def gap(swap: np.ndarray) -> np.ndarray:
+        """Difference (B,) averaged over seeds, with the images of swap (B, N) swapped."""
+        found = np.zeros(len(swap))
+        for one, other in zip(map(parts, a), map(parts, b)):
+            moved = swap @ (other - one)
+            found += correlation(one.sum(0) + moved) - correlation(other.sum(0) - moved)
+        return found / len(a)
+
+    observed = abs(gap(np.zeros((1, images)))[0]) - 1e-12  # equal values differ by rounding
+    larger = 0
+    for start in range(0, resamples, 250):
+        swap = rng.integers(0, 2, (min(250, resamples - start), images)).astype(float)
+        larger += (np.abs(gap(swap)) >= observed).sum()
+    return float(larger + 1) / (resamples + 1)
+
+
+def over_seeds(
+    statistics: list[ByCounts],
+    combine: Callable[[np.ndarray], np.ndarray],
+    images: int,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of several seeds with its 95% interval over seeds and images.
+
+    statistics: one per seed, each (B,) or (B, K). combine: maps their mean over seeds, (B,) or
+    (B, K), to (B,).
+
+    1. Bootstrap images on the seed-averaged statistic.
+    2. Add a multiplier-bootstrap term for seed variance: each seed's deviation from the mean on
+       all images, weighted by a normal deviate. (S draws from S seeds would take few values.)
+    3. The noise of a seed on these images is in both terms; remove it from the first, or it would
+       count twice (Owen, Annals of Applied Statistics 1, 2007).
+    4. Widen the percentile interval for few seeds (Cochran and Cox, Experimental Designs, 2nd ed.,
+       1957): its normal quantile becomes the mean of the normal quantile and that of Student's t
+       with S - 1 degrees of freedom, weighted by the variances from images and from seeds.
+
+    p belongs to the interval that ends at 0.
+    """
+    from scipy import optimize, stats
+
+    rng, count = np.random.default_rng(seed), len(statistics)
+    seen = np.stack([s(np.ones((1, images)))[0] for s in statistics])  # (S,) or (S, K)
+    mean = seen.mean(0)
+    drawn = []
+    for start in range(0, resamples, 250):
+        size = min(250, resamples - start)
+        counts = rng.multinomial(images, np.full(images, 1 / images), size).astype(float)
+        drawn.append(np.stack([s(counts) for s in statistics]))
+    drawn = np.concatenate(drawn, 1)  # (S, B) or (S, B, K)
+    weights = rng.standard_normal((resamples, count)) / math.sqrt(count * (count - 1))
+    shift = weights @ (seen - mean)  # (B,) or (B, K)
+
+    value = float(combine(mean[None])[0])
+    by_image, by_seed = combine(drawn.mean(0)) - value, combine(mean + shift) - value
+    own = [combine(mean + d - drawn.mean(0)) for d in drawn]  # (B,) each
+    if not np.isfinite([by_image, by_seed, *own]).all():
+        return Interval(value, math.nan, math.nan, math.nan, "undefined in some resamples")
+    if by_image.var() > 0:
+        counted_twice = np.mean(np.var(own, 1)) / (count - 1) / by_image.var()
+        by_image *= math.sqrt(max(0.0, 1 - counted_twice))
+    both = by_image + by_seed
+    if np.ptp(both) == 0:
+        return Interval(value, math.nan, math.nan, math.nan, "the resamples do not vary")
+    share = min(1.0, by_seed.var() / both.var())
+
+    def end(tail: float, below: bool) -> float:
+        """The lower or upper end of the interval that excludes `tail` on each side."""
+        normal, student = stats.norm.isf(tail), stats.t.isf(tail, count - 1)
+        reach = np.quantile(both, tail if below else 1 - tail)
+        return value + float((1 - share + share * student / normal) * reach)
+
+    low, high = (end((1 - LEVEL) / 2, below) for below in (True, False))
+    least, most = 1 / (resamples + 1), 0.5 - 1e-6
+
+    def clear(tail: float) -> float:
+        """Distance of that interval from 0; negative if it contains 0."""
+        return end(tail, True) if value >= 0 else -end(tail, False)
+
+    if clear(least) > 0:
+        tail = least
+    else:
+        tail = float(optimize.brentq(clear, least, most)) if clear(most) > 0 else 0.5
+    return Interval(value, low, high, 2 * tail)
+
+
+def over_splits(values: np.ndarray, test_share: float) -> Interval:
+    """The mean of a statistic (S,) over S random splits, with its 95% interval and p.
+
+    Corrected resampled t-test (Nadeau and Bengio, Machine Learning 52, 2003, eq. 9): splits share
+    images, so the variance of the mean is (1 / S + test_share) times the variance over splits.
+    test_share: number of test images divided by number of training images.
+    """
+    from scipy import stats
+
+    value, count = float(np.mean(values)), len(values)
+    if count < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
+        return Interval(value, math.nan, math.nan, math.nan, "undefined, or the same in all splits")
+    error = float(np.std(values, ddof=1)) * math.sqrt(1 / count + test_share)
+    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+    p = 2 * float(stats.t.sf(abs(value) / error, count - 1))
+    return Interval(value, value - reach, value + reach, p)
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values, in the order given; NaN stays NaN and is not counted."""
+    known = sorted((x, i) for i, x in enumerate(p) if math.isfinite(x))
+    adjusted, highest = [math.nan] * len(p), 0.0
+    for position, (x, i) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - position) * x))
+        adjusted[i] = highest
+    return adjusted
+
+
+def seeds_needed(differences: np.ndarray) -> int | None:
+    """Seeds needed to detect the observed mean difference (paired t-test, p < .05, 80% power).
+
+    From seed variance alone: the error of a finite test set does not shrink with seeds. By the
+    noncentral t distribution. None if the deviation is unknown (one seed, or undefined
+    differences), if the difference is 0, or if more than 10,000 seeds would be needed.
+    """
+    from scipy import stats
+
+    if len(differences) < 2 or not np.isfinite(differences).all() or np.mean(differences) == 0:
+        return None
+    effect = abs(np.mean(differences)) / max(np.std(differences, ddof=1), 1e-12)
+
+    def power(n: int) -> float:
+        critical = stats.t.ppf(0.975, n - 1)
+        value = stats.nct.sf(critical, n - 1, effect * math.sqrt(n))
+        return 1.0 if math.isnan(value) else value  # scipy gives NaN for very large effects
+
+    low, high = 2, 2
+    while power(high) < 0.8:
+        low, high = high, 2 * high
+        if high > 10_000:
+            return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle) >= 0.8 else (middle + 1, high)
+    return high

@@ -1,0 +1,130 @@
+"""Intervals and tests, against scipy and on populations with known answers."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import resampling
+
+
+def resampled_by_hand(values, counts):
+    return np.repeat(values, counts.astype(int))
+
+
+def test_statistics_of_counts_are_those_of_the_images_drawn():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 15, 60).astype(float), rng.normal(size=60)
+    counts = rng.multinomial(60, np.full(60, 1 / 60), 5).astype(float)
+    srcc = resampling.srcc_by_counts(x, y)(counts)
+    plcc = resampling.plcc_by_counts(x, y)(counts)
+    for c, of_ranks, of_values in zip(counts, srcc, plcc):
+        drawn = resampled_by_hand(x, c), resampled_by_hand(y, c)
+        assert of_ranks == pytest.approx(stats.spearmanr(*drawn).statistic)
+        assert of_values == pytest.approx(stats.pearsonr(*drawn).statistic)
+
+
+def test_the_interval_is_scipys_of_the_same_statistic():
+    rng = np.random.default_rng(1)
+    mos = rng.normal(size=80)
+    predicted = mos + rng.normal(size=80)
+    found = resampling.interval(
+        resampling.srcc_by_counts(predicted, mos), 80, resamples=999, seed=3
+    )
+    plain = stats.bootstrap(
+        (predicted, mos),
+        lambda a, b: stats.spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=999,
+        rng=np.random.default_rng(3),
+    )
+    assert (found.low, found.high) == pytest.approx(tuple(plain.confidence_interval), abs=0.02)
+    assert found.value == pytest.approx(stats.spearmanr(predicted, mos).statistic)
+
+
+def test_paired_differences_see_what_single_intervals_hide():
+    rng = np.random.default_rng(2)
+    mos = rng.normal(size=500)
+    shared = mos + rng.normal(0, 1, 500)
+    better, worse = (shared + rng.normal(0, sd, 500) for sd in (0.1, 0.5))
+    found = resampling.difference(better, worse, mos)
+    assert found.low > 0 and found.p < 0.01
+    assert resampling.permutation_p(better, worse, mos) < 0.01
+    alone = [resampling.interval(resampling.srcc_by_counts(s, mos), 500) for s in (better, worse)]
+    assert alone[0].low < alone[1].high  # these overlap
+    same = resampling.difference(better, better, mos)
+    assert same.value == 0 and same.reason  # nothing varies, and that is said
+
+
+def test_seeds_widen_the_interval():
+    rng = np.random.default_rng(3)
+    mos = rng.normal(size=300)
+    alike = [resampling.srcc_by_counts(mos + rng.normal(0, 0.5, 300), mos) for _ in range(3)]
+    apart = [resampling.srcc_by_counts(mos + rng.normal(0, s, 300), mos) for s in (0.2, 0.6, 1.2)]
+    narrow, wide = (resampling.over_seeds(s, lambda x: x, 300) for s in (alike, apart))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    ones = np.ones((1, 300))
+    assert narrow.value == pytest.approx(np.mean([s(ones) for s in alike]))
+
+
+def test_two_seeds_that_differ_decide_nothing():
+    """Student's t of 0.03 and 0.07 is 2.5 with one degree of freedom: p = 0.24."""
+    mos = np.random.default_rng(5).normal(size=300)
+    mos -= mos.mean()
+
+    def found(*values):
+        statistics = [lambda counts, v=v: v + 0.01 * (counts @ mos) / 300 for v in values]
+        return resampling.over_seeds(statistics, lambda x: x, 300)
+
+    apart, alike, many = found(0.03, 0.07), found(0.049, 0.051), found(*[0.03, 0.07] * 5)
+    assert apart.low < 0 < apart.high and apart.p > 0.05
+    assert alike.low > 0 and alike.p < 0.05 and many.low > 0 and many.p < 0.05
+    assert found(0.05, -0.05).p > 0.9 and found(0.0002, -0.0002).p > 0.9
+    assert found(-0.03, -0.07).p == pytest.approx(apart.p, abs=0.02)
+    assert found(-0.049, -0.051).p < 0.05
+
+
+def test_holm_corrects_in_order():
+    assert resampling.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    adjusted = resampling.holm([0.02, float("nan"), 0.5])
+    assert adjusted[0] == pytest.approx(0.04) and np.isnan(adjusted[1])
+
+
+def test_seeds_needed_have_the_power_that_is_promised():
+    rng = np.random.default_rng(4)
+    needed = resampling.seeds_needed(np.array([0.8, 0.0, 1.6]))  # mean 0.8, deviation 0.8
+    runs = rng.normal(0.8, 0.8, (4000, needed))
+    found = stats.ttest_1samp(runs, 0, axis=1).pvalue < 0.05
+    assert 0.8 <= found.mean() < 0.95
+    assert resampling.seeds_needed(np.array([0.1])) is None
+    assert resampling.seeds_needed(np.array([0.1, -0.1])) is None
+    assert resampling.seeds_needed(np.array([np.nan, 0.1, 0.2])) is None
+
+
+def test_what_is_undefined_has_neither_a_value_nor_a_p():
+    rng = np.random.default_rng(6)
+    mos = rng.normal(size=50)
+    broken = np.where(np.arange(50) == 7, np.nan, mos)
+    found = resampling.difference(mos + rng.normal(size=50), broken, mos)
+    assert np.isnan([found.value, found.low, found.high, found.p]).all() and found.reason
+    lone = np.r_[np.zeros(9), 1.0]  # constant wherever the last image is not drawn
+    found = resampling.interval(resampling.srcc_by_counts(lone, mos[:10]), 10)
+    assert np.isfinite(found.value) and np.isnan([found.low, found.p]).all() and found.reason
+
+
+def test_permutations_of_several_seeds_test_the_mean_over_seeds():
+    """The mean of two seeds' scores can rank better than either, and is not what is compared."""
+    rng = np.random.default_rng(8)
+    mos = rng.normal(size=400)
+    noise = rng.normal(0, 2, 400)
+    split = np.stack([mos + noise, mos - noise])  # each is noisy, their mean is perfect
+    plain = np.stack([mos + rng.normal(0, 1, 400)] * 2)
+    means = [np.mean([stats.spearmanr(p, mos).statistic for p in x]) for x in (split, plain)]
+    assert means[0] < means[1] - 0.15
+    assert resampling.permutation_p(split, plain, mos, resamples=999) < 0.01
+    one, other = mos + rng.normal(0, 1, 400), mos + rng.normal(0, 1, 400)
+    twice = resampling.permutation_p(np.stack([one, other]), np.stack([other, one]), mos)
+    assert twice == 1.0  # no difference at all in the mean
+    assert resampling.permutation_p(one, other, mos) == resampling.permutation_p(
+        np.stack([one, one]), np.stack([other, other]), mos
+    )

@@ -1,0 +1,150 @@
+"""The processes of a run, and the signals that end it."""
+
+import multiprocessing
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from errors import RunError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Ranks:
+    """The processes of this run: this one alone, or those that torchrun has started.
+
+    Gradients and buffers travel by NCCL (CUDA) or gloo (CPU). All else that the processes agree on
+    or gather goes by gloo, so that it never waits for a device.
+    """
+
+    def __init__(self):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.count = int(os.environ.get("WORLD_SIZE", 1))
+        self.is_first = self.rank == 0
+        self.control = None
+
+    def start(self, device: "torch.device") -> None:
+        """Connect to the others; RunError if there are fewer GPUs than processes."""
+        import torch
+
+        if self.count == 1:
+            return
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if device.type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise RunError(
+                    f"process {local + 1} of this machine has no GPU, as there are "
+                    f"{torch.cuda.device_count()}: give torchrun a smaller --nproc-per-node"
+                )
+            torch.cuda.set_device(local)
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        self.control = torch.distributed.new_group(backend="gloo")
+
+    def stop(self) -> None:
+        """Disconnect from the others, if connected."""
+        if self.control is not None:
+            import torch
+
+            torch.distributed.destroy_process_group()
+
+    def gather(self, value) -> list:
+        """Every process's value, in the order of their ranks, in every process."""
+        if self.count == 1:
+            return [value]
+        import torch
+
+        values = [None] * self.count
+        torch.distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def highest(self, *values: int) -> list[int]:
+        """The highest of each value over all processes."""
+        if self.count == 1:
+            return [*values]
+        import torch
+
+        tensor = torch.tensor(values)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.control)
+        return tensor.tolist()
+
+
+class Stopping:
+    """Inside `with`, SIGTERM and SIGINT are noted in `signal`; the run ends between two steps.
+
+    A second Ctrl-C ends it at once.
+    """
+
+    def __init__(self):
+        self.signal = 0
+
+    def __enter__(self):
+        self.earlier = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        for number, handler in self.earlier.items():
+            if handler != signal.SIG_IGN:
+                signal.signal(number, self.note)
+        return self
+
+    def note(self, number: int, _) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, self.earlier[number])
+        self.signal = self.signal or number
+
+    def __exit__(self, *_):
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)
+
+
+def check_batches(*, batch_size: int, patch_size: int, crops: int, processes: int) -> None:
+    """RunError if batches can't be split between processes, or are too small for BatchNorm."""
+    if batch_size % processes:
+        raise RunError(
+            f"--batch_size {batch_size} can't be shared by {processes} processes: it is the "
+            f"complete batch; give a multiple of {processes}"
+        )
+    last = crops % batch_size or batch_size
+    least = 1 if patch_size > 32 else 2  # stage 4 is 1 x 1 at 32: BatchNorm needs two of them
+    if last // processes < least:
+        raise RunError(
+            f"--batch_size {batch_size} leaves a last batch of {last} crops, and "
+            f"{'each process' if processes > 1 else 'it'} needs at least {least} (at --patch_size "
+            f"{patch_size}): give another --batch_size"
+        )
+
+
+def distributed(model: "nn.Module", device: "torch.device") -> "nn.Module":
+    """The network as one of several processes trains it: gradients are averaged over them all.
+
+    On CUDA BatchNorm takes its statistics over the complete batch. On the CPU, where PyTorch has no
+    such layer, each process takes them over its own part, and the first one's running averages are
+    kept.
+    """
+    from torch import nn
+
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, as no BatchNorm is the root
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def end_workers(others: set) -> None:
+    """Kill the loader's processes that an error has left behind, as they ignore SIGTERM.
+
+    others: the children that this process had before the run, which are left alone.
+    """
+    workers = set(multiprocessing.active_children()) - others
+    if not workers:
+        return
+    # PyTorch's handler would report each as lost.
+    earlier = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    signal.signal(signal.SIGCHLD, earlier)
+
+
+def died_elsewhere(error: RuntimeError) -> bool:
+    """Whether it is the connection to another process that has failed."""
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo/" in str(error)

@@ -1,0 +1,134 @@
+"""What a run knows: its data, what learns, and how far it has come."""
+
+import argparse
+import time
+
+import numpy as np
+
+import data_loader as data
+from datasets.labels import load_labels
+from devices import choose_device, choose_precision, keep_freed_memory
+from errors import RunError
+from evaluation import evaluation_plan
+from progress import Progress
+from training.learner import StepResults, build_learner
+from training.processes import Ranks, Stopping, check_batches, distributed
+from training.records import run_config
+from training.run_files import RunFiles
+
+
+class Run:
+    """A run in progress, in this process.
+
+    epochs: the record of each finished epoch. evaluated: of each, the scores (N,) and stage weights
+    (N, 4) or None of the validation and test images. Of the epoch that is being trained: earlier
+    are the crops' scores (n,) and the steps' losses from before the resume, results those since.
+    """
+
+    def __init__(self, args: argparse.Namespace, ranks: Ranks, files: RunFiles):
+        """Raises DataError and RunError for data, weights and flags that can't be used."""
+        self.args, self.ranks, self.files, self.stopping = args, ranks, files, Stopping()
+        labels = load_labels(args)  # before torch is loaded, as much can be wrong with it
+
+        import torch
+
+        device = choose_device(args.device)
+        ranks.start(device)
+        keep_freed_memory()
+        table, _ = labels
+        self.train_images = np.flatnonzero(table["split"] == "train")
+        self.crops = len(self.train_images) * args.train_patch_num
+        self.steps = -(-self.crops // args.batch_size)
+        check_batches(
+            batch_size=args.batch_size,
+            patch_size=args.patch_size,
+            crops=self.crops,
+            processes=ranks.count,
+        )
+        self.learner = build_learner(
+            args,
+            initial_score=float(table["mos"][self.train_images].mean()),
+            steps=self.steps * args.epochs,
+            device=device,
+            precision=choose_precision(args.amp, device),
+        )
+
+        self.data = data.open_data(args, device, labels)
+        self.image_mos = self.data.table["mos"].to_numpy()
+        self.mos = torch.tensor(self.image_mos, dtype=torch.float32, device=device)
+        self.test_plan = evaluation_plan(args, self.data.table)
+        self.test_table = self.data.table.loc[self.test_plan[:: args.test_patch_num, 0]]
+        self.config = run_config(args, self.data, self.learner, ranks)
+
+        self.epochs, self.evaluated = [], []
+        self.forget_steps()
+        self.results = StepResults(self.crops, self.steps, device)
+        self.saved = time.monotonic()
+        if ranks.count > 1:
+            if len(self.test_table) < ranks.count:
+                raise RunError(
+                    f"{len(self.test_table)} images to evaluate can't be shared by {ranks.count} "
+                    "processes: give torchrun a smaller --nproc-per-node"
+                )
+            self.learner.network = distributed(self.learner.model, device)
+            if ranks.rank:  # its own dropout
+                torch.manual_seed(args.seed + 2**32 * ranks.rank)
+
+    def forget_steps(self) -> None:
+        """At the end of an epoch: what is known of its steps is in the record."""
+        self.earlier = np.empty(0, np.float32), np.empty(0, np.float32)
+
+    def checkpoint(self) -> dict:
+        """What every file of weights holds."""
+        return {
+            "model": self.learner.model.state_dict(),
+            "config": self.config,
+            "epochs": self.epochs,
+        }
+
+    def rates(self) -> list[float]:
+        """Learning rates of backbone and new layers at the beginning of the next epoch."""
+        step, schedule = len(self.epochs) * self.steps, self.learner.scheduler
+        return [rate * at(step) for rate, at in zip(schedule.base_lrs, schedule.lr_lambdas)]
+
+    def interleave(self, values: np.ndarray) -> np.ndarray:
+        """The values of all images, of which each process has every count-th."""
+        parts = self.ranks.gather(values)
+        complete = np.full((len(self.test_table), *values.shape[1:]), np.nan)
+        for rank, part in enumerate(parts):
+            complete[rank :: self.ranks.count] = part
+        assert sum(map(len, parts)) == len(complete), "every image is evaluated exactly once"
+        return complete
+
+    def progress(self, what: str, total: int, batch_size: int | None = None):
+        """How steps are shown: by the first process alone."""
+        if not self.ranks.is_first:
+            return iter
+        return Progress(what, total, "crops", batch_size or self.args.batch_size)
+
+    def gather_steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores of the epoch's crops and losses of its steps so far, of all processes.
+
+        Raises RunError with the step if one is not finite.
+        """
+        (earlier_scores, earlier_losses), batch_size = self.earlier, self.args.batch_size
+        parts = self.ranks.gather(self.results.so_far())
+        done, count = len(earlier_scores), sum(len(scores) for scores, _ in parts)
+        scores = np.concatenate([earlier_scores, np.empty(count, np.float32)])
+        for rank, (part, _) in enumerate(parts):
+            at = data.share_of(self.crops - done, batch_size, rank, self.ranks.count)
+            scores[done + at[: len(part)]] = part
+        losses = np.mean([losses for _, losses in parts], 0, dtype=np.float64)
+        losses = np.concatenate([earlier_losses, losses.astype(np.float32)])
+        bad = [*np.flatnonzero(~np.isfinite(scores)) // batch_size]
+        bad += [*np.flatnonzero(~np.isfinite(losses))]
+        if bad:
+            raise self.not_finite(min(bad) + 1)
+        return scores, losses
+
+    def not_finite(self, step: int) -> RunError:
+        return RunError(
+            f"epoch {len(self.epochs) + 1}, step {step} of {self.steps}: the loss is not finite "
+            "any more; try a lower --lr, or --amp off"
+            + (f"; {self.files.state} was saved before that" if self.files.has_state() else "")
+        )
