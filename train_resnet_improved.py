@@ -155,6 +155,7 @@ def evaluate_epoch(run: Run, epoch: int) -> tuple[np.ndarray, np.ndarray | None]
     plan = plans[ranks.rank :: ranks.count].reshape(-1, 4)
     loader = run.data.loader(plan, batch_size)
     progress = run.progress(f"epoch {epoch}/{args.epochs} evaluation", len(plan), batch_size)
+    ranks.share_buffers(learner.model)
     scores, weights = evaluate(
         learner.model,
         progress(loader),

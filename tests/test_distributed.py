@@ -107,17 +107,31 @@ def test_two_processes_do_the_work_of_one(folder, tmp_path):
 
     # The same evaluation of the same weights, each image once.
     config, epoch = map(json.loads, (two / "run.jsonl").read_text().splitlines())
-    assert config["ranks"] == 2
-    model = load_model(two / "resnet_improved_ss_noatt_last.pth", "cpu")
-    args = argparse.Namespace(**config["flags"])
-    opened = open_data(args, torch.device("cpu"))
-    plan = evaluation_plan(args, opened.table)
-    batches = opened.loader(plan, 64)
-    scores, _ = evaluate(model, batches, 3, device=torch.device("cpu"), precision="off")
+    assert config["ranks"] == 2 and epoch["test_srcc"] is not None
     evaluated = pd.read_csv(two / "run_predictions.csv")
+    assert np.abs(evaluated["score"] - scored_again(two)).max() <= 2e-6  # each rounded to 1e-6
+
+
+def scored_again(out: Path) -> np.ndarray:
+    """Scores of a run's evaluated images by its last checkpoint, in one process."""
+    model, device = (
+        load_model(out / "resnet_improved_ss_noatt_last.pth", "cpu"),
+        torch.device("cpu"),
+    )
+    args = argparse.Namespace(**model.config["flags"])
+    opened = open_data(args, device)
+    plan = evaluation_plan(args, opened.table)
+    evaluated = pd.read_csv(out / "run_predictions.csv")
     assert list(evaluated["image"]) == list(opened.table["image"][plan[::3, 0]])
-    assert np.abs(evaluated["score"] - scores).max() <= 2e-6  # each rounded to 1e-6
-    assert epoch["test_srcc"] is not None
+    return evaluate(model, opened.loader(plan, 64), 3, device=device, precision="off")[0]
+
+
+def test_every_process_evaluates_the_network_that_is_saved(folder, tmp_path):
+    out = tmp_path / "out"
+    done = trained(folder, out, "--epochs", 1, "--lr", 1e-3, "--train_patch_num", 8, ranks=2)
+    assert done.returncode == 0, done.stderr
+    evaluated = pd.read_csv(out / "run_predictions.csv")
+    assert np.abs(evaluated["score"] - scored_again(out)).max() <= 2e-6  # each rounded to 1e-6
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

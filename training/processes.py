@@ -69,6 +69,19 @@ class Ranks:
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.control)
         return tensor.tolist()
 
+    def share_buffers(self, model: "nn.Module") -> None:
+        """Give every process the first one's running averages of BatchNorm.
+
+        On the CPU each process has averages of its own part of the batches: without this it would
+        evaluate another network than the one that is saved.
+        """
+        if self.count == 1:
+            return
+        import torch
+
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
 
 class Stopping:
     """Inside `with`, SIGTERM and SIGINT are noted in `signal`; the run ends between two steps.
