@@ -154,7 +154,7 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(driver, undisturbed, tm
 @pytest.mark.parametrize("seed", range(10))
 def test_any_number_of_kills_at_random_points_change_nothing(driver, undisturbed, tmp_path, seed):
     rng = random.Random(seed)
-    events = [rng.choice(EVENTS) for _ in range(6)]
+    events = [rng.choice(list(EVENTS)) for _ in range(6)]
     kills = [(event, rng.randint(1, 7 if "step" in event else 3)) for event in events]
     often = rng.choice([0, 0.002])
     struck = resumed_after_kills(
