@@ -27,20 +27,14 @@ if TYPE_CHECKING:  # imported when work begins, so that --help and errors come a
     import torch
     from torch import Tensor, nn
 
-# Flags that older checkpoints don't have, with what was done before there was the flag.
+# Flags that older checkpoints don't have and a use of theirs needs, with what was done before
+# there was the flag. (What a resumed run needs besides, training/resume.py adds.)
 LATER_FLAGS = {
     "model": "resnet_improved",
-    "preset": None,
     "csv": [],
     "csv_columns": [],
     "lower_is_better": False,
     "score_range": None,
-    "gradient_clip": 1.0,
-    "optimizer": "adamw",
-    "schedule": "cosine",
-    "store_device": "auto",
-    "compile": False,
-    "save_minutes": 10,
 }
 # How images are prepared for HyperIQA's published weights.
 HYPERIQA_FLAGS = {

@@ -114,7 +114,6 @@ def train_epoch(run: Run, epoch: int, *, announce: bool) -> np.ndarray:
     augmentations = data.augmentation_plans(
         len(plan), seed=args.seed, epoch=epoch, color_jitter=args.color_jitter
     )
-    run.results.clear()
     if done == len(plan):
         return plan[:, 0]
     loader = run.data.loader(
@@ -220,7 +219,6 @@ def learn(run: Run) -> None:
         run.epochs.append(record)
         run.evaluated.append((scores, weights))
         run.forget_steps()
-        run.results.clear()
 
         try:
             save_state(run)  # first, as --resume writes the record again from it

@@ -1,9 +1,11 @@
 """A checkpoint as a training run writes one, but without training."""
 
+import sys
 from pathlib import Path
 
 import torch
 
+import predict_resnet_improved
 from conftest import TINY, make_koniq10k
 from datasets.labels import count_splits, label_fingerprint, load_labels
 from evaluation import build_model
@@ -36,3 +38,10 @@ def koniq10k_and_checkpoint(base: Path) -> Path:
     make_koniq10k(base / "koniq-10k")
     flags = ["--data_path", base / "koniq-10k", "--use_multiscale", "--use_attention"]
     return write_checkpoint(base / "resnet_improved_ms_att_last.pth", *flags)
+
+
+def predicted(capsys, *arguments, status=0):
+    """Run predict_resnet_improved.py in this process: its (stdout, stderr)."""
+    sys.argv = ["predict", *map(str, arguments)]
+    assert predict_resnet_improved.main() == status
+    return capsys.readouterr()

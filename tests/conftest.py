@@ -94,6 +94,21 @@ def koniq10k(tmp_path):
     return make_koniq10k(folder)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with KonIQ-10k's layout, and a checkpoint of a network that was trained on it."""
+    from checkpoints import koniq10k_and_checkpoint
+
+    base = tmp_path_factory.mktemp("trained")
+    koniq10k_and_checkpoint(base)
+    return base
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained):
+    return trained / "resnet_improved_ms_att_last.pth"
+
+
 @pytest.fixture
 def real_data():
     if not REAL_DATA.is_dir():

@@ -1,7 +1,6 @@
 """Tests of checkpoints on data sets: the one of their training, others, and your own table."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +10,9 @@ import pytest
 import cross_dataset
 import predict_resnet_improved as predict
 import train_resnet_improved as train
-from checkpoints import koniq10k_and_checkpoint, write_checkpoint
+from checkpoints import predicted, write_checkpoint
 from conftest import TINY, make_biq2021
 from training.flags import parse_args
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with KonIQ-10k's layout, and a checkpoint of a network that was trained on it."""
-    base = tmp_path_factory.mktemp("trained")
-    koniq10k_and_checkpoint(base)
-    return base
-
-
-@pytest.fixture(scope="module")
-def checkpoint(trained):
-    return trained / "resnet_improved_ms_att_last.pth"
-
-
-def run(capsys, *arguments, status=0):
-    """Run the script in this process: its (stdout, stderr)."""
-    sys.argv = ["predict", *map(str, arguments)]
-    assert predict.main() == status
-    return capsys.readouterr()
 
 
 def test_a_test_gives_the_figures_of_the_training(tmp_path, capsys, koniq10k):
@@ -42,7 +21,7 @@ def test_a_test_gives_the_figures_of_the_training(tmp_path, capsys, koniq10k):
     flags += ["--use_multiscale", "--use_attention"]
     train.run(parse_args([*TINY, *map(str, flags)]))
     output = tmp_path / "tested.csv"
-    said = run(
+    said = predicted(
         capsys, "--checkpoint", tmp_path / "resnet_improved_ms_att_last.pth",
         "--test_on", f"koniq-10k={koniq10k}",
         "--store_dir", tmp_path / "store", "--amp", "off", "--output", output,
@@ -61,13 +40,13 @@ def test_images_of_the_training_are_never_tested(trained, checkpoint, tmp_path, 
     arguments = ["--checkpoint", checkpoint, "--test_on", f"koniq-10k={folder}"]
     assert (
         "as well; give --test_split test"
-        in run(capsys, *arguments, "--test_split", "all", status=1).err
+        in predicted(capsys, *arguments, "--test_split", "all", status=1).err
     )
     lists = {part: folder / f"koniq_{part}.json" for part in ("train", "test")}
     texts = {part: path.read_text() for part, path in lists.items()}
     lists["train"].write_text(texts["test"])
     lists["test"].write_text(texts["train"])
-    assert "its labels or their split are not those" in run(capsys, *arguments, status=1).err
+    assert "its labels or their split are not those" in predicted(capsys, *arguments, status=1).err
 
 
 def test_other_data_sets_are_tested_with_their_own_resize(trained, checkpoint, tmp_path, capsys):
@@ -75,9 +54,9 @@ def test_other_data_sets_are_tested_with_their_own_resize(trained, checkpoint, t
     folder.mkdir()
     make_biq2021(folder)
     arguments = ["--checkpoint", checkpoint, "--store_dir", tmp_path / "store", "--test_on"]
-    said = run(capsys, *arguments, f"biq2021={folder}", "--test_split", "all")
+    said = predicted(capsys, *arguments, f"biq2021={folder}", "--test_split", "all")
     assert list((tmp_path / "store").glob("biq2021-512x512-*")) and " 17" in said.out
-    said = run(capsys, *arguments, f"biq2021={folder}")
+    said = predicted(capsys, *arguments, f"biq2021={folder}")
     assert "koniq-10k" in said.out.splitlines()[-1]
 
 
@@ -108,7 +87,7 @@ def test_your_own_table_gives_the_figures_of_the_same_data_set(
     tables, figures = [], []
     for name, flags in (("biq2021", []), ("csv", BIQ_AS_CSV)):
         output = tmp_path / f"{name}.csv"
-        said = run(
+        said = predicted(
             capsys, "--checkpoint", checkpoint, "--test_on", f"{name}={biq2021}", *flags,
             "--store_dir", tmp_path / "store", "--output", output,
         )  # fmt: skip
@@ -126,7 +105,7 @@ def test_all_images_of_your_own_table_are_tested_on_its_scale(
 ):
     rows = ["file;dmos", "ss01 (0).jpg;1", "ss01 (1).jpg;3", "ss03 (1).jpg;5"]
     (biq2021 / "mine.csv").write_text("\n".join(rows) + "\n")
-    run(
+    predicted(
         capsys, "--checkpoint", checkpoint, "--test_on", f"csv={biq2021}", "--test_split", "all",
         "--csv", "mine.csv", "--csv_columns", "image=file", "score=dmos", "--lower_is_better",
         "--score_range", "1", "5", "--store_dir", tmp_path / "store",
@@ -141,15 +120,15 @@ def test_all_images_of_your_own_table_are_tested_on_its_scale(
 
 def test_without_its_table_a_test_is_refused_in_one_sentence(checkpoint, biq2021, capsys):
     arguments = ["--checkpoint", checkpoint, "--test_on", f"csv={biq2021}"]
-    said = run(capsys, *arguments, status=1)
+    said = predicted(capsys, *arguments, status=1)
     assert said.err == (
         f"error: --test_on csv={biq2021}: name the table in that folder with --csv FILE\n"
     )
-    assert "nothing.csv" in run(capsys, *arguments, "--csv", "nothing.csv", status=1).err
+    assert "nothing.csv" in predicted(capsys, *arguments, "--csv", "nothing.csv", status=1).err
 
 
 def test_a_table_changes_nothing_for_other_data_sets(trained, checkpoint, biq2021, capsys):
-    said = run(
+    said = predicted(
         capsys, "--checkpoint", checkpoint, "--test_split", "all", *BIQ_AS_CSV,
         "--test_on", f"koniq-10k={trained / 'koniq-10k'}", f"csv={biq2021}", status=1,
     )  # fmt: skip
@@ -166,12 +145,12 @@ def trained_on_a_table(biq2021, tmp_path):
 def test_the_table_of_the_training_is_known(trained_on_a_table, biq2021, tmp_path, capsys):
     arguments = ["--checkpoint", trained_on_a_table, "--store_dir", tmp_path / "store"]
     arguments += ["--test_on", f"csv={biq2021}"]
-    said = [run(capsys, *arguments, *flags) for flags in ([], BIQ_AS_CSV)]
+    said = [predicted(capsys, *arguments, *flags) for flags in ([], BIQ_AS_CSV)]
     assert said[0] == said[1] and said[0].err == ""
     turned = [*BIQ_AS_CSV]
     turned[4], turned[5] = turned[5], turned[4]  # the same columns in another order
     for flags in ([], BIQ_AS_CSV, turned):
-        refusal = run(capsys, *arguments, *flags, "--test_split", "all", status=1)
+        refusal = predicted(capsys, *arguments, *flags, "--test_split", "all", status=1)
         assert "the checkpoint was trained on it" in refusal.err
 
 
@@ -182,15 +161,15 @@ def test_another_table_than_that_of_the_training_is_tested_with_a_note(
     make_biq2021(tmp_path / "other", train=3, test=4)
     arguments = ["--checkpoint", trained_on_a_table, "--store_dir", tmp_path / "store"]
     arguments += ["--test_on", f"csv={tmp_path / 'other'}"]
-    said = run(capsys, *arguments, *BIQ_AS_CSV, "--test_split", "all")
+    said = predicted(capsys, *arguments, *BIQ_AS_CSV, "--test_split", "all")
     assert said.err.startswith("note: the checkpoint was also trained on --dataset csv")
     assert said.out.splitlines()[1].split()[-1] == "7"
-    assert "its labels or their split are not those" in run(capsys, *arguments, status=1).err
+    assert "its labels or their split are not those" in predicted(capsys, *arguments, status=1).err
 
 
 def test_images_smaller_than_the_crops_are_refused(biq2021, tmp_path, capsys):
     flags = ["--dataset", "biq2021", "--data_path", biq2021, "--resize", "640", "640"]
     large = write_checkpoint(tmp_path / "large.pth", *flags, "--patch_size", "600")
     arguments = ["--checkpoint", large, "--test_on", f"csv={biq2021}", *BIQ_AS_CSV]
-    said = run(capsys, *arguments, status=1)
+    said = predicted(capsys, *arguments, status=1)
     assert "resized to 512 x 512, smaller than the checkpoint's crops (600)" in said.err

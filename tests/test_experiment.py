@@ -9,14 +9,10 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-import metrics
 import predict_resnet_improved as predict
 from conftest import ROOT
 from datasets.labels import DATASETS
@@ -40,6 +36,7 @@ from experiment import (
     configuration_name,
     rows_of,
 )
+from report_runs import write_run
 from training.flags import parse_args
 
 ROWS = pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -234,46 +231,10 @@ def test_the_loops_benchmark_takes_its_rows_from_the_table():
 # The report
 
 
-def write_run(folder: Path, run: str, name: str, row: Configuration) -> None:
-    """A finished run of one epoch on 40 test images, whose scores are the labels with noise."""
-    rng = np.random.default_rng([*row.run.encode()])
-    mos = np.linspace(10, 90, 40)
-    score = (mos + rng.normal(0, 10, 40)).round(6)
-    images = [f"{i:02}.jpg" for i in range(40)]
-    table = {"epoch": 1, "split": "test", "image": images, "mos": mos, "score": score}
-    if row.options.get("use_attention"):
-        table |= {f"w{i}": 0.25 for i in range(1, 5)}
-    pd.DataFrame(table).to_csv(folder / f"{run}_predictions.csv", index=False)
-    figures = metrics.agreement(score, mos)
-    epoch = {"type": "epoch", "epoch": 1, "loss": 9.0, "patches_per_second": 100.0}
-    epoch |= {"test_patches_per_second": 300.0, "peak_memory_gb": 2.5}
-    epoch |= {f"test_{metric}": value for metric, value in figures.items()}
-    flags = {"seed": 42, "epochs": 1, "dataset": "koniq-10k", "data_path": "nowhere"}
-    flags |= {"patch_size": 224, "lr": 1e-4, "split": "auto", "split_seed": 0}
-    config = {
-        "type": "config",
-        "model": name,
-        "parameters": row.parameters,
-        "multiply_adds": 4_000_000_000,
-        "flags": flags | row.flags,
-        "label_source": "labels_of_a_test",
-        "images": {"train": 160, "val": 0, "test": 40},
-        "data_fingerprint": "0123456789ab",
-        "device": "cpu",
-        "device_name": "a machine",
-        "precision": "off",
-        "git_commit": "abc",
-        "versions": {"torch": "2"},
-        "started": "2026-01-02T03:04:05",
-    }
-    lines = [json.dumps(line) for line in (config, epoch)]
-    (folder / f"{run}.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / f"{run}.log").write_text("a log\n")
-
-
 def test_the_report_has_every_row_and_every_comparison(tmp_path):
     for name, row in CONFIGURATIONS.items():
-        write_run(tmp_path, name, name, row)
+        options = {"epochs": 1, "tests": 40, "vals": 0}
+        write_run(tmp_path, name, name, 10, **options, **row.flags)
     command = [sys.executable, ROOT / "report_resnet_ablation.py", tmp_path, "--resamples", "400"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr

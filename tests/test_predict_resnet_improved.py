@@ -10,30 +10,10 @@ import pytest
 import torch
 
 import predict_resnet_improved as predict
-from checkpoints import koniq10k_and_checkpoint
+from checkpoints import predicted
 from conftest import ROOT, photo
 from devices import choose_precision
 from errors import RunError
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with KonIQ-10k's layout, and a checkpoint of a network that was trained on it."""
-    base = tmp_path_factory.mktemp("trained")
-    koniq10k_and_checkpoint(base)
-    return base
-
-
-@pytest.fixture(scope="module")
-def checkpoint(trained):
-    return trained / "resnet_improved_ms_att_last.pth"
-
-
-def run(capsys, *arguments, status=0):
-    """Run the script in this process: its (stdout, stderr)."""
-    sys.argv = ["predict", *map(str, arguments)]
-    assert predict.main() == status
-    return capsys.readouterr()
 
 
 def test_the_score_of_an_image_depends_on_nothing_else(trained, checkpoint):
@@ -72,7 +52,7 @@ def test_files_and_folders_are_scored_and_bad_ones_named(trained, checkpoint, tm
     (tmp_path / "in" / "notes.txt").write_text("left alone")
     photo(tmp_path / "one.bmp", 90)
     flags = ["--checkpoint", checkpoint, tmp_path / "in", tmp_path / "one.bmp"]
-    said = run(capsys, *flags, "--test_patch_num", 4, status=1)
+    said = predicted(capsys, *flags, "--test_patch_num", 4, status=1)
     lines = [line.split("\t") for line in said.out.splitlines()]
     names = [tmp_path / "in" / "b.JPG", tmp_path / "in" / "deep" / "a.png", tmp_path / "one.bmp"]
     assert [line[0] for line in lines] == list(map(str, names))
@@ -81,7 +61,7 @@ def test_files_and_folders_are_scored_and_bad_ones_named(trained, checkpoint, tm
 
     for suffix in ("csv", "json"):
         output = tmp_path / f"scores.{suffix}"
-        run(capsys, *flags, "--test_patch_num", 4, "--output", output, status=1)
+        predicted(capsys, *flags, "--test_patch_num", 4, "--output", output, status=1)
     table = pd.read_csv(tmp_path / "scores.csv")
     assert list(table.columns) == ["path", "score", "w1", "w2", "w3", "w4"] and len(table) == 3
     assert [r["score"] for r in json.loads((tmp_path / "scores.json").read_text())] == list(
@@ -93,7 +73,7 @@ def test_files_and_folders_are_scored_and_bad_ones_named(trained, checkpoint, tm
 def test_heatmaps_are_one_for_each_image(checkpoint, tmp_path, capsys):
     for folder in ("a", "b"):
         photo(tmp_path / folder / "same.png", 90)
-    run(
+    predicted(
         capsys, "--checkpoint", checkpoint, tmp_path / "a", tmp_path / "b",
         "--heatmap", tmp_path / "maps", "--test_patch_num", 4,
     )  # fmt: skip
@@ -156,7 +136,7 @@ def test_what_cannot_be_scored_is_said(checkpoint, tmp_path, capsys):
             "a square number",
         ),
     ):
-        said = run(capsys, *arguments, status=1)
+        said = predicted(capsys, *arguments, status=1)
         assert said.err.startswith("error: ") and message in said.err
 
 

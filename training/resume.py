@@ -110,6 +110,8 @@ def load_state(path: Path) -> dict:
         raise RunError(f"--resume {path}: not a run's _state.pth, so there is nothing to continue")
     if "step_losses" not in state:
         raise RunError(f"--resume {path}: written by an earlier version; start a new run")
+    # A flag that there was not yet when it was written did what its default does.
+    state["config"]["flags"] = vars(parse_args([])) | state["config"]["flags"]
     return state
 
 
@@ -150,14 +152,10 @@ def find_state(resume: str, files: RunFiles) -> tuple[dict | None, Path | None]:
 
 
 def check_same_run(old: dict, new: dict) -> None:
-    """Raise RunError that lists in what two configurations differ, except FREE_FLAGS.
-
-    A flag that there was not yet when the state was written did what its default does.
-    """
-    defaults = vars(parse_args([]))
+    """Raise RunError that lists in what two configurations differ, except FREE_FLAGS."""
     ours = ("model", "images", "label_source", "data_fingerprint", "precision", "ranks")
     old, new = (
-        {f"--{k}": v for k, v in (defaults | c["flags"]).items() if k not in FREE_FLAGS}
+        {f"--{k}": v for k, v in c["flags"].items() if k not in FREE_FLAGS}
         | {k: c[k] for k in ours}
         for c in (old, new)
     )

@@ -61,8 +61,8 @@ class Run:
         self.config = run_config(args, self.data, self.learner, ranks)
 
         self.epochs, self.evaluated = [], []
-        self.forget_steps()
         self.results = StepResults(self.crops, self.steps, device)
+        self.forget_steps()
         self.saved = time.monotonic()
         if ranks.count > 1:
             if len(self.test_table) < ranks.count:
@@ -77,6 +77,7 @@ class Run:
     def forget_steps(self) -> None:
         """At the end of an epoch: what is known of its steps is in the record."""
         self.earlier = np.empty(0, np.float32), np.empty(0, np.float32)
+        self.results.clear()
 
     def checkpoint(self) -> dict:
         """What every file of weights holds."""
