@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # imported when work begins, so that --help and errors come a
 # there was the flag. (What a resumed run needs besides, training/resume.py adds.)
 LATER_FLAGS = {
     "model": "resnet_improved",
+    "attention": "published",
+    "wide": False,
     "csv": [],
     "csv_columns": [],
     "lower_is_better": False,
@@ -187,7 +189,7 @@ def build_model(flags: dict, initial_score: float) -> "nn.Module":
     if name == "resnet_improved":
         from models_resnet_improved import ResNetImproved
 
-        return ResNetImproved(**options)
+        return ResNetImproved(**options | {"attention": flags["attention"]})
     from models_hyperiqa import build_neighbour
 
     return build_neighbour(name, **options)

@@ -38,12 +38,22 @@ KINDS = {
     "ms_noatt": ("exp2_multiscale", {"use_multiscale": True, "use_attention": False}),
     "ms_att": ("exp3_multiscale_attention", {"use_multiscale": True, "use_attention": True}),
     "": ("exp4_hyperiqa", {}),  # HyperIQA has one row, and none of these flags
+    # Controls, with --controls: as many parameters as multi-scale fusion, on stage 4 alone; the
+    # same fusion with weights that do not depend on the image.
+    "ss_wide": ("exp7_wide", {"use_multiscale": False, "use_attention": False, "wide": True}),
+    "ms_static": (
+        "exp8_static",
+        {"use_multiscale": True, "use_attention": True, "attention": "static"},
+    ),
 }
+CONTROLS = ("ss_wide", "ms_static")
 # Model, kind, title, parameters, colour, marker.
 ROWS = (
     ("resnet_improved", "ss_noatt", "baseline", 25_624_337, "#000000", "o"),
     ("resnet_improved", "ms_noatt", "+ multi-scale", 28_124_177, "#0072B2", "s"),
     ("resnet_improved", "ms_att", "+ attention", 28_649_749, "#D55E00", "^"),
+    ("resnet_improved", "ss_wide", "control: wide", 28_124_177, "#999999", "p"),
+    ("resnet_improved", "ms_static", "control: static", 28_124_181, "#F0E442", "h"),
     ("hyperiqa", "", "HyperIQA", 27_375_369, "#009E73", "D"),
     ("smart_iqa_tiny", "ss_noatt", "SMART-IQA tiny, no fusion", 28_981_059, "#CC79A7", "v"),
     ("smart_iqa_tiny", "ms_noatt", "SMART-IQA tiny, fusion", 29_325_123, "#CC79A7", "P"),
@@ -64,6 +74,7 @@ CONFIGURATIONS = {
 }
 BASELINE, MULTISCALE = "resnet_improved_ss_noatt", "resnet_improved_ms_noatt"
 FULL = "resnet_improved_ms_att"
+WIDE, STATIC = "resnet_improved_ss_wide", "resnet_improved_ms_static"
 MODELS = list(dict.fromkeys(row.flags["model"] for row in CONFIGURATIONS.values()))  # --model
 NEIGHBOURS = [model for model in MODELS if model.startswith("smart_iqa")]
 
@@ -73,6 +84,8 @@ COMPARISONS = [
     ("multi-scale fusion", MULTISCALE, BASELINE),
     ("channel attention", FULL, MULTISCALE),
     (BOTH, FULL, BASELINE),
+    ("fusion over capacity", MULTISCALE, WIDE),
+    ("image-dependence", FULL, STATIC),
     ("both, over HyperIQA", FULL, "hyperiqa"),
 ]
 for swin in NEIGHBOURS:
@@ -96,6 +109,10 @@ HYPOTHESES = (
 )
 LOWERED = "no gain on the CNN: the improvements lower its SRCC"
 UNDECIDED = "not decided by these runs"
+ONE_RUN = "not decided: one training run per configuration"
+# Below one of these the attention has collapsed: effective number of stages (exp of the mean
+# entropy of the stage weights), and standard deviation of the weights over images.
+COLLAPSED = (1.5, 0.01)
 
 # Published test SRCC on KonIQ-10k. The first two are best on test, in the experiment's own setting.
 HYPERIQA, SMART_IQA = 0.8998, 0.9378
@@ -169,13 +186,19 @@ def rows_of(model: str) -> dict[str, Configuration]:
     return {n: row for n, row in CONFIGURATIONS.items() if row.flags["model"] == model}
 
 
-def ablation(model: str, neighbours: str | None = None) -> dict[str, Configuration]:
+def ablation(
+    model: str, neighbours: str | None = None, *, controls: bool = False
+) -> dict[str, Configuration]:
     """The rows of an ablation by the names of their runs.
 
     neighbours: a SMART-IQA that is trained as well, complete and without its improvements, as is
-    HyperIQA.
+    HyperIQA. controls: the model's controls as well.
     """
-    rows = {row.run: row for row in rows_of(model).values()}
+    rows = {
+        row.run: row
+        for name, row in rows_of(model).items()
+        if controls or not name.endswith(CONTROLS)
+    }
     if neighbours:
         hyperiqa = CONFIGURATIONS["hyperiqa"]
         rows[hyperiqa.run] = hyperiqa
@@ -214,9 +237,12 @@ def main() -> None:
         const=NEIGHBOURS[0],
         help=f"HyperIQA and this SMART-IQA as well; {NEIGHBOURS[0]} if none is named",
     )
+    parser.add_argument("--controls", action="store_true", help="the rows that isolate causes")
     args, _ = parser.parse_known_args()
     model = args.model or PRESETS.get(args.preset, {}).get("model", MODELS[0])
-    for run, row in ablation(model, args.neighbours).items():
+    if args.controls and not any(name.endswith(CONTROLS) for name in rows_of(model)):
+        parser.error(f"--controls: --model {model} has no controls")
+    for run, row in ablation(model, args.neighbours, controls=args.controls).items():
         print(run, *command_line(row, model))
 
 

@@ -52,6 +52,20 @@ def agreement(predicted: np.ndarray, mos: np.ndarray) -> dict[str, float]:
     } | values
 
 
+def describe_stage_weights(weights: np.ndarray) -> dict[str, float | list[float]]:
+    """How the stage weights (N, 4) of N images are distributed.
+
+    stage_weights: their means; stage_spread: their standard deviation over images, the mean of four
+    stages; effective_stages: exp of their mean entropy, from 1 (one stage counts) to 4 (all equal).
+    """
+    entropy = -(weights * np.log(np.maximum(weights, 1e-12))).sum(1)  # (N,)
+    return {
+        "stage_weights": weights.mean(0).tolist(),
+        "stage_spread": float(weights.std(0).mean()),
+        "effective_stages": float(np.exp(entropy.mean())),
+    }
+
+
 def as_pair(predicted: np.ndarray, mos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64 (N,); ValueError if their shapes differ, instead of broadcasting."""
     predicted, mos = np.asarray(predicted, np.float64), np.asarray(mos, np.float64)

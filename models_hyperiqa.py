@@ -242,7 +242,7 @@ class SmartIQA(HyperModel):
         self.attention = EqualWeights()
         if use_attention:
             self.attention = StageAttention(
-                channels=channels[-1], dropout_rate=attention_dropout_rate
+                channels=channels[-1], dropout_rate=attention_dropout_rate, scaled=False
             )
             nn.init.normal_(self.attention.weigh[0].weight, std=0.01)
             nn.init.zeros_(self.attention.weigh[0].bias)

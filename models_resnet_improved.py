@@ -28,6 +28,7 @@ from experiment import rows_of
 
 STAGE_CHANNELS = (256, 512, 1024, 2048)
 MAP_SIZE = 7  # every fused map is MAP_SIZE x MAP_SIZE
+ATTENTION_NORM = 6.0  # of the attention's input; chosen by measurement, see docs/results.md
 REDUCED = 512  # channels of the maps that the hyper network reads
 TARGET_WIDTHS = (112, 224, 112, 56, 28, 1)  # the target network, from its input to the score
 
@@ -68,17 +69,43 @@ class EqualWeights(nn.Module):
         return stages, None
 
 
+class StaticWeights(nn.Module):
+    """A control: four learned weights, the same for all images; they sum to 1 and start equal."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(len(STAGE_CHANNELS)))
+
+    def forward(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        weights = self.logits.softmax(0).expand(len(stages[-1]), -1)  # (B, 4)
+        return weighted(stages, weights * len(stages)), weights
+
+
 class StageAttention(nn.Module):
     """One weight for each stage and image, from the global average of stage 4; they sum to 1.
 
-    This is what SMART-IQA calls channel attention: it weights stages, not single channels. The
-    weights are computed in float32: in bfloat16 they would sum to 1 only within a thousandth.
+    This is what SMART-IQA calls channel attention: it weights stages, not single channels.
+
+    scaled: the average is centred and scaled to ATTENTION_NORM, and stages are multiplied by four
+    times their weights, so that a new network computes what it would without attention. Otherwise
+    it is SMART-IQA's published formula. There a ResNet-50's 2,048 averages of size one let a step
+    of AdamW at 1e-3 move every hidden unit by about one: within 48 steps one stage has a weight of
+    .98 for all images, and the others get no gradient any more (docs/results.md).
+
+    The weights are computed in float32: in bfloat16 they would sum to 1 only within a thousandth.
     """
 
     def __init__(
-        self, *, channels: int = STAGE_CHANNELS[-1], hidden: int = 256, dropout_rate: float = 0.3
+        self,
+        *,
+        channels: int = STAGE_CHANNELS[-1],
+        hidden: int = 256,
+        dropout_rate: float = 0.3,
+        scaled: bool = True,
     ):
         super().__init__()
+        self.prepare = CentredAndScaled(ATTENTION_NORM) if scaled else nn.Identity()
+        self.factor = len(STAGE_CHANNELS) if scaled else 1
         self.weigh = nn.Sequential(
             nn.Linear(channels, hidden),
             nn.ReLU(inplace=True),
@@ -91,27 +118,43 @@ class StageAttention(nn.Module):
 
     def forward(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         with torch.autocast(stages[-1].device.type, enabled=False):
-            weights = self.weigh(stages[-1].float().mean((2, 3)))  # (B, 4)
-        shares = weights.to(stages[-1].dtype)[:, :, None, None, None].unbind(1)  # 4 x (B, 1, 1, 1)
-        return [stage * share for stage, share in zip(stages, shares)], weights
+            weights = self.weigh(self.prepare(stages[-1].float().mean((2, 3))))  # (B, 4)
+        return weighted(stages, weights * self.factor), weights
+
+
+class CentredAndScaled(nn.Module):
+    """Each row less its mean, scaled to a fixed norm, whatever the number of channels."""
+
+    def __init__(self, norm: float):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, channels)
+        return self.norm * F.normalize(x - x.mean(1, keepdim=True), dim=1)
+
+
+def weighted(stages: list[Tensor], weights: Tensor) -> list[Tensor]:
+    """Each stage (B, c, 7, 7) times its weight, of (B, 4), for each image."""
+    factors = weights.to(stages[-1].dtype)[:, :, None, None, None].unbind(1)  # 4 x (B, 1, 1, 1)
+    return [stage * factor for stage, factor in zip(stages, factors)]
 
 
 class MultiScaleFusion(nn.Module):
     """All four stages at 7 x 7, weighted by `attention`, concatenated.
 
     Stages 1 to 3 pass a 1x1 convolution with BatchNorm and ReLU that keeps their channels;
-    stage 4 goes on as it is.
+    stage 4 stays as it is.
     """
 
     channels = sum(STAGE_CHANNELS)
 
-    def __init__(self, *, attention: nn.Module):
+    def __init__(self):
         super().__init__()
         self.project = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.ReLU(inplace=True))
             for c in STAGE_CHANNELS[:-1]
         )
-        self.attention = attention
+        self.attention = EqualWeights()
 
     def forward(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         maps = [F.adaptive_avg_pool2d(stage, MAP_SIZE) for stage in stages]  # 4 x (B, c, 7, 7)
@@ -119,6 +162,19 @@ class MultiScaleFusion(nn.Module):
 
         maps, stage_weights = self.attention(maps)
         return torch.cat(maps, 1), stage_weights  # (B, 3840, 7, 7), (B, 4) or None
+
+
+class WideLastStage(MultiScaleFusion):
+    """A control: the layers and parameters of multi-scale fusion, but stage 4 alone feeds them.
+
+    Its first 256 channels take the place of stage 1, the next 512 that of stage 2, the next 1,024
+    that of stage 3.
+    """
+
+    def forward(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, None]:
+        last = stages[-1]  # (B, 2048, 7, 7)
+        parts = last[:, : sum(STAGE_CHANNELS[:-1])].split(STAGE_CHANNELS[:-1], 1)
+        return super().forward((*parts, last))  # (B, 3840, 7, 7), None
 
 
 class HyperNet(nn.Module):
@@ -188,6 +244,9 @@ class ResNetImproved(nn.Module):
     Arguments (keyword-only):
         use_multiscale: fuse all four stages instead of taking stage 4 alone.
         use_attention: weight the stages for each image; needs `use_multiscale`.
+        attention: 'scaled' (the default), 'published' (SMART-IQA's own formula), or the control
+            'static' (learned weights that are the same for all images).
+        wide: a control: the layers of multi-scale fusion, fed by stage 4 alone.
         dropout_rate: of the reduced maps and of the attention, 0 <= rate < 1.
         backbone_weights: None or 'none' (random), 'imagenet1k_v1', 'imagenet1k_v2', or the path
             of a torchvision ResNet-50 state dict.
@@ -207,6 +266,8 @@ class ResNetImproved(nn.Module):
         *,
         use_multiscale: bool,
         use_attention: bool,
+        attention: str = "scaled",
+        wide: bool = False,
         dropout_rate: float = 0.3,
         backbone_weights: str | Path | None = None,
         initial_score: float = 50.0,
@@ -216,15 +277,16 @@ class ResNetImproved(nn.Module):
             raise ValueError(
                 "use_attention weights several stages: it needs use_multiscale as well"
             )
+        if wide and use_multiscale:
+            raise ValueError("wide is a control without several stages: not with use_multiscale")
         if not 0 <= dropout_rate < 1:
             raise ValueError(f"dropout_rate is {dropout_rate}; it must be at least 0 and below 1")
 
         self.backbone = Backbone(load_backbone_weights(backbone_weights))
         if use_multiscale:
-            attend = StageAttention(dropout_rate=dropout_rate) if use_attention else EqualWeights()
-            self.fusion = MultiScaleFusion(attention=attend)
+            self.fusion = MultiScaleFusion()
         else:
-            self.fusion = LastStage()
+            self.fusion = WideLastStage() if wide else LastStage()
         self.query = nn.Conv2d(self.fusion.channels, TARGET_WIDTHS[0], 1)
         self.reduce = nn.Sequential(
             nn.Conv2d(self.fusion.channels, REDUCED, 1),
@@ -233,6 +295,12 @@ class ResNetImproved(nn.Module):
         )
         self.hyper_net = HyperNet(initial_score=initial_score)
         self.target_net = TargetNet()
+        if use_attention:  # last, so that one seed gives all else the same weights without it
+            self.fusion.attention = (
+                StaticWeights()
+                if attention == "static"
+                else StageAttention(dropout_rate=dropout_rate, scaled=attention == "scaled")
+            )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:  # (B, 3, 224, 224)
         stages = self.backbone(images)  # four maps at strides 4, 8, 16, 32

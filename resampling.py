@@ -4,11 +4,13 @@
     interval(srcc_by_counts(predicted, mos), len(mos))                  # 95% over images
     difference(predicted, baseline, mos)                                # paired, with p
 
-With one seed, intervals resample images (`interval`); with several seeds, seeds as well
-(`over_seeds`); with several random splits, they are those of a t-test (`over_splits`).
-benchmarks/coverage.py measures their coverage.
+With one seed, intervals resample images (`interval`); with several seeds, they account for seeds
+as well (`over_seeds`), whose variance can be pooled over configurations (`SeedVariance`); with
+several random splits, they are those of a t-test (`over_splits`). benchmarks/coverage.py measures
+their coverage.
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from metrics import undefined
 RESAMPLES = 5000
 
 LEVEL = 0.95
+ONE_SIDED = 0.90  # the interval whose ends are one-sided bounds at 95%
 
 # A statistic of resampled images: maps counts (B, N), how often each image was drawn, to (B,).
 ByCounts = Callable[[np.ndarray], np.ndarray]
@@ -80,8 +83,13 @@ def difference_by_counts(a: np.ndarray, b: np.ndarray, mos: np.ndarray) -> ByCou
 
 
 def plcc_by_counts(predicted: np.ndarray, mos: np.ndarray) -> ByCounts:
-    """PLCC (of the raw scores) of resampled images."""
-    return lambda counts: correlation_by_counts(predicted, mos, counts)
+    """PLCC (of the raw scores) of resampled images: (B,) for (N,), and (B, K) for (K, N)."""
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        found = [correlation_by_counts(p, mos, counts) for p in np.atleast_2d(predicted)]
+        return np.stack(found, -1) if np.ndim(predicted) == 2 else found[0]
+
+    return statistic
 
 
 class Interval(NamedTuple):
@@ -90,6 +98,9 @@ class Interval(NamedTuple):
     high: float
     p: float  # two-sided, of the hypothesis that the value is 0
     reason: str = ""  # why the interval is NaN
+    # By two one-sided tests |value| is smaller than this with 95% confidence: the larger absolute
+    # end of the 90% interval (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987).
+    within: float = math.nan
 
 
 def interval(
@@ -100,6 +111,8 @@ def interval(
     p: see `p_value`. BCa corrects the interval but not p, so they can disagree for p near 0.05.
     """
     from scipy import stats
+
+    options = {"batch": 250, "vectorized": True, "method": "BCa"}
 
     def of_draws(draws: np.ndarray, axis: int = -1) -> np.ndarray:
         rows = draws.reshape(-1, draws.shape[-1])
@@ -116,15 +129,22 @@ def interval(
             (np.arange(images),),
             of_draws,
             n_resamples=resamples,
-            batch=250,
-            vectorized=True,
             confidence_level=LEVEL,
-            method="BCa",
             rng=np.random.default_rng(seed),
+            **options,
+        )
+        narrower = stats.bootstrap(
+            (np.arange(images),),
+            of_draws,
+            n_resamples=0,
+            confidence_level=ONE_SIDED,
+            bootstrap_result=result,
+            **options,
         )
     low, high = map(float, result.confidence_interval)
+    within = float(np.abs(narrower.confidence_interval).max())
     reason = "" if math.isfinite(low + high) else "the resamples do not vary, or are undefined"
-    return Interval(value, low, high, p_value(result.bootstrap_distribution), reason)
+    return Interval(value, low, high, p_value(result.bootstrap_distribution), reason, within)
 
 
 def p_value(resampled: np.ndarray) -> float:
@@ -196,64 +216,153 @@ def permutation_p(
     return float(larger + 1) / (resamples + 1)
 
 
+class SeedVariance(NamedTuple):
+    """Variance between the training runs of K configurations with the same S seeds, pooled.
+
+    Two-way analysis of variance (configuration fixed, seed as block, one run per cell: Cochran and
+    Cox, Experimental Designs, 2nd ed., 1957, ch. 4). It assumes that all configurations vary
+    equally between seeds, and that any two of them are equally correlated.
+    """
+
+    residual: float  # mean square of what neither the configuration nor the seed explains
+    block: float  # mean square between seeds: what all configurations share, K times, and residual
+    seeds: int
+    configurations: int
+    p_equal: float  # of the test that all configurations vary equally; NaN with two seeds
+
+    @property
+    def df(self) -> int:
+        """Degrees of freedom of `residual`: those of differences between configurations."""
+        return (self.seeds - 1) * (self.configurations - 1)
+
+    def of_combination(self, weights: np.ndarray) -> tuple[float, float]:
+        """Variance of one seed's weighted sum of configurations, and its degrees of freedom.
+
+        weights (M,), of M of the configurations. If they sum to 0, seeds as blocks cancel. If not,
+        the degrees of freedom are Satterthwaite's.
+        """
+        shared = float(weights.sum()) ** 2 / self.configurations
+        parts = [(float(weights @ weights) - shared) * self.residual, shared * self.block]
+        variance = sum(parts)
+        certainty = parts[0] ** 2 / self.df + parts[1] ** 2 / (self.seeds - 1)
+        return variance, variance**2 / certainty if certainty > 0 else float(self.df)
+
+
+def brown_forsythe(residuals: np.ndarray) -> np.ndarray:
+    """Brown and Forsythe's statistic (J. American Statistical Association 69, 1974), from scipy.
+
+    residuals: (S, K), or (S, K, B) for B statistics. Large if the variances of the K differ.
+    """
+    from scipy import stats
+
+    return stats.levene(*residuals.swapaxes(0, 1), center="median", axis=0).statistic
+
+
+def residuals_of(values: np.ndarray) -> np.ndarray:
+    """values (S, K) or (S, K, B) without the means of seeds and of configurations."""
+    centred = values - values.mean(0, keepdims=True)
+    return centred - centred.mean(1, keepdims=True)
+
+
+@functools.cache
+def null_of_brown_forsythe(seeds: int, configurations: int) -> np.ndarray:
+    """The statistic (B,) for residuals of normal values with equal variances.
+
+    The F distribution does not fit so few values: with 3 seeds it never rejects, not even at a
+    ratio of 100:1.
+    """
+    values = np.random.default_rng(0).standard_normal((seeds, configurations, 4999))
+    return brown_forsythe(residuals_of(values))
+
+
+def seed_variance(values: np.ndarray) -> SeedVariance:
+    """The pooled variance of a statistic (S, K) of S seeds and K configurations, 2 or more each."""
+    seeds, configurations = values.shape
+    residuals, p = residuals_of(values), math.nan
+    if seeds > 2 and np.ptp(residuals) > 0:  # two values are equally far from their median
+        null = null_of_brown_forsythe(seeds, configurations)
+        p = float(1 + (null >= brown_forsythe(residuals)).sum()) / (len(null) + 1)
+    return SeedVariance(
+        float((residuals**2).sum()) / ((seeds - 1) * (configurations - 1)),
+        configurations * float(values.mean(1).var(ddof=1)),
+        seeds,
+        configurations,
+        p,
+    )
+
+
+def resample_images(
+    statistic: ByCounts, images: int, *, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """A statistic in all resamples of images: (B,), or (B, K)."""
+    rng, chance = np.random.default_rng(seed), np.full(images, 1 / images)
+    sizes = [min(250, resamples - start) for start in range(0, resamples, 250)]
+    return np.concatenate(
+        [statistic(rng.multinomial(images, chance, n).astype(float)) for n in sizes]
+    )
+
+
 def over_seeds(
-    statistics: list[ByCounts],
+    seen: np.ndarray,
+    drawn: np.ndarray,
     combine: Callable[[np.ndarray], np.ndarray],
-    images: int,
     *,
-    resamples: int = RESAMPLES,
+    variance: SeedVariance | None = None,
     seed: int = 0,
 ) -> Interval:
     """A statistic of several seeds with its 95% interval over seeds and images.
 
-    statistics: one per seed, each (B,) or (B, K). combine: maps their mean over seeds, (B,) or
-    (B, K), to (B,).
+    seen: the statistic of each seed on all images, (S,) or (S, M) for M configurations. drawn: the
+    same in resamples of images, (S, B) or (S, B, M). combine: maps means over seeds, (B,) or
+    (B, M), to (B,). variance: between seeds, pooled; without it that of these seeds alone, with
+    S - 1 degrees of freedom.
 
     1. Bootstrap images on the seed-averaged statistic.
-    2. Add a multiplier-bootstrap term for seed variance: each seed's deviation from the mean on
-       all images, weighted by a normal deviate. (S draws from S seeds would take few values.)
+    2. Add a normal deviate with the seed variance of the combination (linearized) over S. (S draws
+       from S seeds would take few values.)
     3. The noise of a seed on these images is in both terms; remove it from the first, or it would
        count twice (Owen, Annals of Applied Statistics 1, 2007).
     4. Widen the percentile interval for few seeds (Cochran and Cox, Experimental Designs, 2nd ed.,
        1957): its normal quantile becomes the mean of the normal quantile and that of Student's t
-       with S - 1 degrees of freedom, weighted by the variances from images and from seeds.
+       with the degrees of freedom of the seed variance, weighted by the variances from images and
+       from seeds.
 
     p belongs to the interval that ends at 0.
     """
     from scipy import optimize, stats
 
-    rng, count = np.random.default_rng(seed), len(statistics)
-    seen = np.stack([s(np.ones((1, images)))[0] for s in statistics])  # (S,) or (S, K)
+    count, resamples = drawn.shape[:2]
     mean = seen.mean(0)
-    drawn = []
-    for start in range(0, resamples, 250):
-        size = min(250, resamples - start)
-        counts = rng.multinomial(images, np.full(images, 1 / images), size).astype(float)
-        drawn.append(np.stack([s(counts) for s in statistics]))
-    drawn = np.concatenate(drawn, 1)  # (S, B) or (S, B, K)
-    weights = rng.standard_normal((resamples, count)) / math.sqrt(count * (count - 1))
-    shift = weights @ (seen - mean)  # (B,) or (B, K)
-
     value = float(combine(mean[None])[0])
-    by_image, by_seed = combine(drawn.mean(0)) - value, combine(mean + shift) - value
+    by_image = combine(drawn.mean(0)) - value
     own = [combine(mean + d - drawn.mean(0)) for d in drawn]  # (B,) each
-    if not np.isfinite([by_image, by_seed, *own]).all():
+    step = 1e-4 * np.eye(mean.size).reshape(-1, *mean.shape)  # (M, M), or (1,)
+    gradient = (combine(mean + step) - combine(mean - step)) / 2e-4  # (M,)
+    if not (np.isfinite([by_image, *own]).all() and np.isfinite(gradient).all()):
         return Interval(value, math.nan, math.nan, math.nan, "undefined in some resamples")
+    if variance is None:
+        deviations = (seen - mean).reshape(count, -1) @ gradient
+        by_seed, df = float(deviations @ deviations) / (count - 1), count - 1
+    else:
+        by_seed, df = variance.of_combination(gradient)
+    by_seed /= count
     if by_image.var() > 0:
         counted_twice = np.mean(np.var(own, 1)) / (count - 1) / by_image.var()
         by_image *= math.sqrt(max(0.0, 1 - counted_twice))
-    both = by_image + by_seed
-    if np.ptp(both) == 0:
+    noise = np.random.default_rng([seed, 1]).standard_normal(resamples)
+    both = np.sort(by_image + math.sqrt(by_seed) * noise)
+    if both[0] == both[-1]:
         return Interval(value, math.nan, math.nan, math.nan, "the resamples do not vary")
-    share = min(1.0, by_seed.var() / both.var())
+    share = by_seed / (by_seed + by_image.var())
 
     def end(tail: float, below: bool) -> float:
         """The lower or upper end of the interval that excludes `tail` on each side."""
-        normal, student = stats.norm.isf(tail), stats.t.isf(tail, count - 1)
+        normal, student = stats.norm.isf(tail), stats.t.isf(tail, df)
         reach = np.quantile(both, tail if below else 1 - tail)
         return value + float((1 - share + share * student / normal) * reach)
 
     low, high = (end((1 - LEVEL) / 2, below) for below in (True, False))
+    within = max(abs(end((1 - ONE_SIDED) / 2, below)) for below in (True, False))
     least, most = 1 / (resamples + 1), 0.5 - 1e-6
 
     def clear(tail: float) -> float:
@@ -264,7 +373,7 @@ def over_seeds(
         tail = least
     else:
         tail = float(optimize.brentq(clear, least, most)) if clear(most) > 0 else 0.5
-    return Interval(value, low, high, 2 * tail)
+    return Interval(value, low, high, 2 * tail, within=within)
 
 
 def over_splits(values: np.ndarray, test_share: float) -> Interval:
@@ -280,9 +389,11 @@ def over_splits(values: np.ndarray, test_share: float) -> Interval:
     if count < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
         return Interval(value, math.nan, math.nan, math.nan, "undefined, or the same in all splits")
     error = float(np.std(values, ddof=1)) * math.sqrt(1 / count + test_share)
-    reach = error * float(stats.t.ppf((1 + LEVEL) / 2, count - 1))
+    reach, one_sided = error * stats.t.ppf([(1 + LEVEL) / 2, (1 + ONE_SIDED) / 2], count - 1)
     p = 2 * float(stats.t.sf(abs(value) / error, count - 1))
-    return Interval(value, value - reach, value + reach, p)
+    return Interval(
+        value, value - float(reach), value + float(reach), p, within=abs(value) + float(one_sided)
+    )
 
 
 def holm(p: list[float]) -> list[float]:

@@ -18,19 +18,23 @@ readonly CLOSING_LINES=(
   'Validation-Chosen Test SRCC: '
   'Last Test SRCC: '
 )
+readonly FIRST_SEED=42
 readonly NO_VALIDATION='No validation images: '
 
 usage() {
   cat <<'END'
-usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [--gpus N,N,...] [--with_neighbours]
-                                   [FLAG...]
+usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [--gpus N,N,...] [--controls]
+                                   [--with_neighbours] [FLAG...]
        bash run_resnet_ablation.sh --resume LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS
+                                   [--seeds N,N,...] [--controls] [--gpus N,N,...] [--parallel N]
 
 Trains the three configurations one at a time, prints their figures and makes the report.
 
   --demo          on a small synthetic data set, on a CPU, in at most 8 minutes on two cores with
                   bfloat16 (12 without)
   --seeds N,N,... repeat each configuration with these seeds; the report gives mean and spread
+  --controls      two more configurations that isolate causes: the parameters of multi-scale fusion
+                  on stage 4 only, and fusion with weights that are the same for all images
   --with_neighbours, --neighbours NAME
                   HyperIQA and a SMART-IQA as well (the smallest, or NAME), trained alike: six runs,
                   and in the report the effects of the backbone and of the improvements
@@ -40,7 +44,8 @@ Trains the three configurations one at a time, prints their figures and makes th
   --gpus N,N,...  several runs at once, one on each of these GPUs
   --parallel N    N runs at once, which share this machine's cores
   --resume DIR    continue an ablation that was interrupted, with its own flags: finished runs are
-                  kept, the interrupted run continues where it was
+                  kept, the interrupted run continues where it was; with --seeds or --controls it
+                  becomes larger, in the same folder (--seeds names its earlier seeds too)
   -h, --help      this text
   FLAG...         given to every run: see 'python3 train_resnet_improved.py --help'
 
@@ -69,7 +74,7 @@ fail() {
 
 list_runs() { # sets `runs`, and flags and seed of each; the user can't give these flags as well
   local listed flag seed name own run
-  listed=$("$PYTHON" "$HERE/experiment.py" "${chosen[@]}" "${neighbours[@]}") || exit
+  listed=$("$PYTHON" "$HERE/experiment.py" "${chosen[@]}" "${neighbours[@]}" "${controls[@]}") || exit
   for flag in "${flags[@]}"; do
     if [[ $flag == --* && " ${listed//$'\n'/ } " == *" $flag "* ]]; then
       fail "$flag is what this script sets for each run"
@@ -83,6 +88,18 @@ list_runs() { # sets `runs`, and flags and seed of each; the user can't give the
       flags_of[$run]=$own
       seed_of[$run]=$seed
     done <<<"$listed"
+  done
+}
+
+take_in_seeds() { # the runs of an ablation of one seed are named as those of several
+  local run file seed=${seeds_before[0]:-}
+  ((${#seeds[@]} > 1 && ${#seeds_before[@]} == 1)) || return 0
+  for run in "${runs[@]}"; do
+    [[ $run == *_seed"$seed" && -e $log_dir/${run%_seed*}.jsonl ]] || continue
+    flock -n "$log_dir/.${run%_seed*}_state.lock" true || fail "${run%_seed*} is still being trained"
+    for file in "$log_dir/${run%_seed*}"{.log,.jsonl,_predictions.csv,_state.pth,_state_before.pth}; do
+      if [[ -e $file ]]; then mv -n "$file" "${file/"${run%_seed*}"/$run}"; fi
+    done
   done
 }
 
@@ -204,10 +221,12 @@ table() { # one row per run: its closing figures; status 1 if a run failed or la
   return "$status"
 }
 
-seeds=(42)
+seeds=()
+seeds_before=() # those of an earlier --seeds: the seeds of a folder that --resume makes larger
 flags=(--save_model)
 chosen=()     # --model and --preset, as given
 neighbours=() # --neighbours, with a name or without
+controls=()   # --controls, if given
 log_root=logs
 log_dir=
 checkpoint_dir=
@@ -219,12 +238,16 @@ declare -A flags_of=() seed_of=() failed=()
 
 if [[ ${1:-} == --resume=* ]]; then set -- --resume "${1#*=}" "${@:2}"; fi
 if [[ ${1:-} == --resume ]]; then
-  (($# == 2)) || fail "--resume takes the folder of an ablation, and no other flags"
-  [[ -r $2/arguments ]] || fail "--resume $2: no file 'arguments' of an ablation there"
+  [[ -r ${2:-}/arguments ]] || fail "--resume ${2:-}: no file 'arguments' of an ablation there"
   log_dir=$(cd "$2" && pwd)
   mapfile -d '' -t arguments <"$2/arguments"
+  [[ " ${*:3}" =~ ^(\ --controls|\ (--seeds|--gpus|--parallel)[\ =][0-9,]+)*\ ?$ ]] ||
+    fail "--resume $2 keeps its own flags: only --seeds, --controls, --gpus or --parallel may follow"
   cd "${arguments[0]}" || fail "--resume $2: its working folder ${arguments[0]} is gone"
-  set -- "${arguments[@]:1}"
+  if (($# > 2)) && [[ " ${arguments[*]:1}" != *' --seed'* ]]; then
+    arguments=("${arguments[0]}" --seeds "$FIRST_SEED" "${arguments[@]:1}")
+  fi
+  set -- "${arguments[@]:1}" "${@:3}"
 fi
 arguments=("$PWD" "$@")
 
@@ -235,11 +258,13 @@ while (($#)); do
     --demo) demo=1; shift ;;
     --seeds | --seed)
       [[ ${2:-} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "$1 takes whole numbers, such as 42,43,44"
+      seeds_before=("${seeds[@]}")
       IFS=, read -ra seeds <<<"$2"
       seeds=("${seeds[@]/#/10#}") # 042 is 42
       for i in "${!seeds[@]}"; do seeds[i]=$((seeds[i])); done
       shift 2
       ;;
+    --controls) controls=("$1"); shift ;;
     --with_neighbours)
       if ((${#neighbours[@]} == 0)); then neighbours=(--neighbours); fi
       shift
@@ -257,7 +282,7 @@ while (($#)); do
       ;;
     --parallel)
       [[ ${2:-} =~ ^[1-9][0-9]{0,3}$ ]] || fail "$1 takes a number of runs, such as 2"
-      threads=$(($(nproc) / $2))
+      threads=$(($(nproc) / $2)) slots=()
       for ((i = 0; i < $2; i++)); do slots+=("OMP_NUM_THREADS=$((threads > 0 ? threads : 1))"); done
       shift 2
       ;;
@@ -270,9 +295,13 @@ while (($#)); do
     *) flags+=("$1"); shift ;;
   esac
 done
+if ((${#seeds[@]} == 0)); then seeds=("$FIRST_SEED"); fi
 if (($(printf '%s\n' "${seeds[@]}" | sort -u | wc -l) < ${#seeds[@]})); then
   fail "--seeds names a seed twice"
 fi
+for seed in "${seeds_before[@]}"; do
+  [[ " ${seeds[*]} " == *" $seed "* ]] || fail "--seeds leaves out $seed, which was given before"
+done
 if ((demo && ${#chosen[@]} + ${#neighbours[@]})); then
   fail "--demo can't be combined with --model, --preset or neighbours: their crops are 224, the demo's are 64"
 fi
@@ -315,8 +344,10 @@ if [[ -z $log_dir ]]; then
   log_dir=$log_root/resnet_ablation_$(date +%Y%m%d_%H%M%S)
   mkdir -p "$log_root"
   mkdir "$log_dir" || fail "$log_dir can't be made, or another ablation began in the same second"
-  printf '%s\0' "${arguments[@]}" >"$log_dir/arguments"
 fi
+take_in_seeds
+printf '%s\0' "${arguments[@]}" >"$log_dir/arguments.part"
+mv "$log_dir/arguments.part" "$log_dir/arguments"
 
 waiting=()
 for run in "${runs[@]}"; do

@@ -36,7 +36,7 @@ from errors import DataError, Interrupted, RunError
 from evaluation import agreement_by_split, evaluate, evaluation_batch, mean_by_image
 from experiment import configuration_name
 from files import make_folder
-from metrics import srcc
+from metrics import describe_stage_weights, srcc
 from progress import TimeEstimate
 from training.flags import parse_args
 from training.learner import Learner, StepResults
@@ -208,6 +208,7 @@ def learn(run: Run) -> None:
             "loss": float(losses @ sizes / run.crops),
             "train_srcc": srcc(fitted, run.image_mos[fitted_images]),
             **agreement_by_split(run.test_table, scores),
+            **({} if weights is None else describe_stage_weights(weights)),
             "lr_backbone": rates[0],
             "lr_new": rates[1],
             "patches_per_second": left / (trained - began),

@@ -136,6 +136,7 @@ def draw_scatter(s: Statistics) -> tuple["Canvas", str]:
 
 def draw_forest(s: Statistics) -> tuple["Canvas | None", str]:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     if not s.comparisons:
         return None, "No forest plot: there are no two configurations to compare."
@@ -152,6 +153,7 @@ def draw_forest(s: Statistics) -> tuple["Canvas | None", str]:
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     labels = [c["label"] for c in reversed(s.comparisons)]
     axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="difference in SRCC")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.set_ylim(-0.6, len(labels) - 0.4)
     return figure, (
         f"Paired differences in test SRCC ({s.selection}) with 95% intervals"

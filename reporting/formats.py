@@ -3,6 +3,7 @@
 import math
 
 from datasets.labels import DATASETS
+from experiment import CONFIGURATIONS
 from reporting.statistics import Statistics, spread
 from resampling import Interval
 
@@ -23,6 +24,11 @@ def p_value(p: float) -> str:
     return "-" if not math.isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def at_most(x: float, digits: int = 4) -> str:
+    """Rounded up, so that what is smaller than x is smaller than what is shown."""
+    return decimal(math.ceil(x * 10**digits) / 10**digits, digits) if math.isfinite(x) else "-"
+
+
 def bounds(x: Interval, digits: int = 4, sign: bool = False) -> str:
     """'[0.8712, 0.9012]', or 'undefined (reason)'."""
     if not math.isfinite(x.low + x.high):
@@ -40,6 +46,17 @@ def with_spread(s: Statistics, values: list[float], separator: str = " +- ") -> 
 def of_seeds(s: Statistics, count: int) -> str:
     """' (2 of 3 seeds)' if some are missing."""
     return f" ({count} of {len(s.seeds)} seeds)" if count < len(s.seeds) else ""
+
+
+def collapses(s: Statistics) -> list[str]:
+    """A sentence for each configuration whose attention has collapsed."""
+    return [
+        f"'{CONFIGURATIONS[m].title}': the attention has collapsed; this row does not test it "
+        f"(effective number of stages {decimal(f['attention']['effective_stages'], 2)} of 4, "
+        f"spread between images {decimal(f['attention']['stage_spread'])})."
+        for m, f in s.configurations.items()
+        if f["attention"] and f["attention"]["collapsed"]
+    ]
 
 
 def listed(values: list) -> str:

@@ -11,12 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from experiment import BASELINE, FULL
-from reporting.formats import data_set, decimal, listed, of_seeds, p_value
+from reporting.formats import at_most, collapses, data_set, decimal, listed, of_seeds, p_value
 from reporting.runs import Runs
 from reporting.statistics import Statistics
 from reporting.tables import ResultTable, digits_for, paper_rows
 from reporting.text import Report, Verdict
-from resampling import Interval
+from resampling import Interval, SeedVariance
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -104,6 +104,7 @@ def latex(name: str, s: Statistics, runs: Runs) -> str:
     )
     made.filters |= {
         "number": latex_number,
+        "at_most": lambda x, digits: Markup(f"${at_most(x, digits)}$"),
         "with_bounds": latex_with_bounds,
         "one_line": lambda text: " ".join(text.split()),
     }
@@ -115,7 +116,8 @@ def latex(name: str, s: Statistics, runs: Runs) -> str:
         rows=paper_rows(s),
         failed=[*dict.fromkeys(r.title for r in runs.failed if r.model not in s.models)],
         of_seeds=of_seeds,
-        verdict_seeds=len(s.pairs(FULL, BASELINE)),
+        verdict_seeds=len(s.common_seeds(FULL, BASELINE)),
+        collapses=collapses(s),
         fewest_seeds=min((len(c["each"]) for c in s.comparisons), default=len(s.seeds)),
     )
 
@@ -124,7 +126,7 @@ def results_json(s: Statistics, problems: list[str]) -> str:
     """All figures for programs; NaN is null."""
 
     def plain(value):
-        if isinstance(value, Interval):
+        if isinstance(value, (Interval, SeedVariance)):
             return plain(value._asdict())
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
@@ -141,10 +143,12 @@ def results_json(s: Statistics, problems: list[str]) -> str:
         "splits": s.splits,
         "selection": s.selection,
         "verdict": s.verdict,
+        "verdict_of_the_images_alone": s.images_alone,
         "relative_gain": s.gain,
         "optimism_of_best_on_test": s.optimism(),
         "configurations": s.configurations,
         "comparisons": s.comparisons,
+        "seed_variance": {name: pool and pool._asdict() for name, pool in s.pools.items()},
         "interaction": s.interaction,
         "problems": problems,
         "bootstrap": s.options,

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +46,7 @@ class Runs(NamedTuple):
     failed: list[UnusableRun]  # without a complete record and predictions
     unknown: list[UnusableRun]  # of a configuration that experiment.py does not have
     wrong: list[str]  # a sentence for everything in the finished runs that does not add up
+    folders: list[Path]
 
     @property
     def problems(self) -> list[str]:
@@ -53,7 +55,7 @@ class Runs(NamedTuple):
 
 def read_runs(folders: list[Path]) -> Runs:
     """All runs in the folders, in the order of CONFIGURATIONS; ReportError for a missing folder."""
-    runs = Runs([], [], [], [])
+    runs = Runs([], [], [], [], folders)
     for folder in folders:
         if not folder.is_dir():
             raise ReportError(f"{folder}: no such folder")
@@ -120,6 +122,24 @@ def unreadable(path: Path, error: Exception) -> str:
     return f"{path}: cannot be read ({type(error).__name__}: {first_line(error)}); left out"
 
 
+def further_seeds(folders: list[Path], seeds: list[int]) -> str:
+    """How to train the same configurations with two more seeds: a command, in a sentence.
+
+    That of run_resnet_ablation.sh if a folder has its arguments, which it keeps for --resume.
+    """
+    more = [max(seeds) + i for i in (1, 2)]
+    saved = next((f / "arguments" for f in folders if (f / "arguments").is_file()), None)
+    if saved is None:
+        return (
+            "To decide it, train the same configurations with further seeds "
+            f"({', '.join(map(str, more))}) into another "
+            "folder, and give report_resnet_ablation.py both folders."
+        )
+    all_seeds = ",".join(map(str, [*seeds, *more]))
+    command = ["bash", "run_resnet_ablation.sh", "--resume", str(saved.parent)]
+    return f"To decide it: {shlex.join([*command, '--seeds', all_seeds])}"
+
+
 def split_name(name: str) -> tuple[str, int | None]:
     """('exp2_multiscale', 3) for folder/exp2_multiscale_seed3, the name of a run in an ablation."""
     found = re.fullmatch(r"(.*?)(?:_seed(\d+))?", Path(name).name)
@@ -134,7 +154,7 @@ def with_configuration(run: UnusableRun, networks: list[str]) -> UnusableRun:
     stem, seed = split_name(run.name)
     for network in (*networks, MODELS[0]):
         for neighbours in (None, *NEIGHBOURS):
-            row = ablation(network, neighbours).get(stem)
+            row = ablation(network, neighbours, controls=True).get(stem)
             if row is not None:
                 model = next(name for name, other in CONFIGURATIONS.items() if other is row)
                 return run._replace(model=model, seed=seed)
@@ -144,6 +164,14 @@ def with_configuration(run: UnusableRun, networks: list[str]) -> UnusableRun:
 def check_run(run: FinishedRun) -> list[str]:
     """Differences between the record's figures and those recomputed from the predictions."""
     problems = []
+    for record in run.epochs:
+        use = stage_use(run, record["epoch"]) if "effective_stages" in record else None
+        for name in ("stage_spread", "effective_stages") if use else ():
+            if not np.isclose(use[name], record[name], atol=1e-4):
+                problems.append(
+                    f"epoch {record['epoch']}: {name} is {use[name]:.4f} by the predictions and "
+                    f"{record[name]:.4f} by the record"
+                )
     if run.config["images"]["val"] and not any(usable(e, "val") for e in run.epochs):
         problems.append("no epoch has a validation SRCC to choose by; the last epoch is used")
     for record in run.epochs:
@@ -204,10 +232,10 @@ def check_comparable(runs: list[FinishedRun]) -> None:
     for run in runs[1:]:
         same_backbone = next(r for r in runs if backbone(r) == backbone(run))
         same_network = next(r for r in runs if network(r) == network(run))
-        # Each network has its own dropout rate.
+        # Each network has its own dropout rate and its own attention.
         for other, ignored in (
-            (runs[0], {"dropout_rate", "backbone_weights"}),
-            (same_backbone, {"dropout_rate"}),
+            (runs[0], {"dropout_rate", "attention", "backbone_weights"}),
+            (same_backbone, {"dropout_rate", "attention"}),
             (same_network, set()),
         ):
             if differing := differences(other, run, ignored):
@@ -258,6 +286,14 @@ def run_srcc(run: FinishedRun, selection: str) -> float:
     if rows is None:
         return math.nan
     return metrics.srcc(rows["score"].to_numpy(), rows["mos"].to_numpy())
+
+
+def stage_use(run: FinishedRun, epoch: int) -> dict[str, float | list[float]] | None:
+    """How the stage weights of an epoch's images are distributed; None without attention."""
+    if "w1" not in run.predictions.columns:
+        return None
+    rows = run.predictions[run.predictions["epoch"] == epoch]
+    return metrics.describe_stage_weights(rows[["w1", "w2", "w3", "w4"]].to_numpy())
 
 
 def count_splits(runs: list[FinishedRun], rows: dict[tuple[str, int], "pd.DataFrame"]) -> int:

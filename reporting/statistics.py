@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,20 +12,46 @@ from experiment import (
     BASELINE,
     BOTH,
     BOUNDS,
+    COLLAPSED,
     COMPARISONS,
     CONFIGURATIONS,
     FULL,
     HYPOTHESES,
     LOWERED,
     NEIGHBOURS,
+    ONE_RUN,
     SELECTIONS,
     UNDECIDED,
 )
-from reporting.runs import FinishedRun, count_splits, run_srcc, test_rows, usable
-from resampling import ByCounts, Interval
+from reporting.runs import (
+    FinishedRun,
+    chosen_epoch,
+    count_splits,
+    run_srcc,
+    stage_use,
+    test_rows,
+    usable,
+)
+from resampling import Interval, SeedVariance
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+BY_COUNTS = {"srcc": resampling.srcc_by_counts, "plcc": resampling.plcc_by_counts}
+Combine = Callable[[np.ndarray], np.ndarray]  # of M configurations: (B, M) to (B,)
+
+
+class Pool(NamedTuple):
+    """The variance between seeds over the configurations that have the same seeds."""
+
+    models: list[str]
+    variance: SeedVariance
+
+    @property
+    def holds(self) -> bool:
+        """Whether equal variances are not rejected at 5%; two seeds can't tell."""
+        return not self.variance.p_equal < 0.05
 
 
 class Statistics:
@@ -33,8 +59,12 @@ class Statistics:
 
     rows[model, seed]: the predictions of the N test images, sorted by image.
     scores[model], mos[model]: (S, N) for the S seeds of a configuration.
+    each[model, seed]: the agreement of a run, by metric.
+    drawn[metric, model, seed]: the same in B resamples of the images, if several seeds share them.
+    pools[metric]: variance between seeds, or None if configurations have no two seeds in common.
     splits: 1 if all runs have the same test images, S if each seed has its own split.
     middle: how figures of several seeds become one: the mean, or the median over splits.
+    images_alone: with one training run per configuration, the verdict of its test images.
     """
 
     def __init__(self, runs: list[FinishedRun], *, resamples: int, seed: int):
@@ -52,12 +82,21 @@ class Statistics:
         self.middle = np.median if self.splits > 1 else np.mean
         self.scores = {m: self.columns(m, "score") for m in self.models}
         self.mos = {m: self.columns(m, "mos") for m in self.models}
+        self.each = {
+            (m, r.seed): metrics.agreement(*pair)
+            for m in self.models
+            for r, *pair in zip(self.of_model[m], self.scores[m], self.mos[m])
+        }
+        self.drawn = self.resample()
+        self.pools = {metric: self.pool(metric) for metric in BY_COUNTS}
 
         self.configurations = {m: self.configuration(m) for m in self.models}
         self.comparisons = self.compare()
         self.interaction = self.interact()
         self.gain = self.relative_gain()
-        self.verdict = self.decide()
+        self.verdict, self.images_alone = self.decide(), None
+        if len(self.common_seeds(FULL, BASELINE)) == 1 and math.isfinite(self.gain.low):
+            self.verdict, self.images_alone = ONE_RUN, self.verdict
 
     def columns(self, model: str, name: str) -> np.ndarray:
         """(S, N): a column of the predictions for each seed of a configuration."""
@@ -66,7 +105,7 @@ class Statistics:
     def configuration(self, model: str) -> dict:
         """The figures of a configuration over its seeds, with intervals; and its costs."""
         runs, pairs = self.of_model[model], [*zip(self.scores[model], self.mos[model])]
-        each = [metrics.agreement(*pair) for pair in pairs]
+        each = [self.each[model, r.seed] for r in runs]
         fits = [metrics.fitted_agreement(*pair) for pair in pairs]
         found = {
             name: float(self.middle([values[name] for values in each])) for name in metrics.METRICS
@@ -75,11 +114,8 @@ class Statistics:
         found["rmse_fitted"] = float(self.middle([fit.rmse for fit in fits]))
         found["fit_problem"] = next((fit.reason for fit in fits if fit.reason), "")
         found["undefined"] = next(filter(None, (metrics.undefined(*pair) for pair in pairs)), "")
-        for name, by_counts in (
-            ("srcc", resampling.srcc_by_counts),
-            ("plcc", resampling.plcc_by_counts),
-        ):
-            seen = self.interval([by_counts(*pair) for pair in pairs])
+        for name in BY_COUNTS:
+            seen = self.interval((model,), lambda values: values[..., 0], metric=name)
             low, high = np.clip([seen.low, seen.high], -1, 1).tolist()  # two seeds: can be wider
             found[f"{name}_interval"] = seen._replace(low=low, high=high)
             found[f"{name}_sd"] = spread([values[name] for values in each])
@@ -87,37 +123,109 @@ class Statistics:
         found["selections"] = {
             selection: [run_srcc(r, selection) for r in runs] for selection in SELECTIONS
         }
+        found["attention"] = self.attention(model)
         return found | costs(runs)
 
-    def interval(
-        self, statistics: list[ByCounts], combine: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> Interval:
-        """The 95% interval of a statistic, given once per seed; `combine`: see `over_seeds`.
+    def attention(self, model: str) -> dict | None:
+        """How the stage weights are used, averaged over seeds, and whether they have collapsed.
 
-        Over images with one seed (BCa), over seeds and images with several, or over splits.
+        None without attention. Static weights do not collapse: they never depend on the image.
         """
-        seen = np.concatenate([s(np.ones((1, self.images))) for s in statistics])  # (S,) or (S, K)
+        runs = self.of_model[model]
+        each = [stage_use(r, chosen_epoch(r, self.selection)) for r in runs]
+        if None in each:
+            return None
+        found = {name: np.mean([use[name] for use in each], 0).tolist() for name in each[0]}
+        static = CONFIGURATIONS[model].flags.get("attention") == "static"
+        collapsed = [not static and has_collapsed(use) for use in (found, *each)]
+        return found | {"collapsed": collapsed[0], "collapsed_seeds": sum(collapsed[1:])}
+
+    def common_seeds(self, *models: str) -> list[int]:
+        return [seed for seed in self.seeds if all((m, seed) in self.rows for m in models)]
+
+    def seen(self, models: tuple[str, ...], seeds: list[int], metric: str = "srcc") -> np.ndarray:
+        """(S, M): the agreement of each seed and model on all images."""
+        return np.array([[self.each[m, seed][metric] for m in models] for seed in seeds])
+
+    def resample(self) -> dict[tuple[str, str, int], np.ndarray]:
+        """(B,) of each metric and run in resamples of the images, the same for all runs."""
+        if self.splits > 1 or len(self.seeds) == 1:
+            return {}
+        scores, mos = np.concatenate([*self.scores.values()]), self.mos[self.models[0]][0]
+        all_metrics = [by_counts(scores, mos) for by_counts in BY_COUNTS.values()]
+        found = resampling.resample_images(
+            lambda counts: np.stack([each(counts) for each in all_metrics], 1),
+            self.images,
+            **self.options,
+        )  # (B, metrics, runs)
+        return {
+            (metric, *run): found[:, i, j]
+            for i, metric in enumerate(BY_COUNTS)
+            for j, run in enumerate(self.each)
+        }
+
+    def pool(self, metric: str) -> Pool | None:
+        """The seed variance of complete blocks: models that have the same seeds, and these seeds.
+
+        Of all such blocks, one with most degrees of freedom.
+        """
+        if self.splits > 1:
+            return None
+        seeds_of = {
+            m: {r.seed for r in runs if math.isfinite(self.each[m, r.seed][metric])}
+            for m, runs in self.of_model.items()
+        }
+        ranked = sorted(self.models, key=lambda m: -len(seeds_of[m]))
+        blocks = []
+        for count in range(2, len(ranked) + 1):
+            models = ranked[:count]
+            seeds = sorted(set.intersection(*(seeds_of[m] for m in models)))
+            if len(seeds) > 1:
+                blocks.append(((len(seeds) - 1) * (count - 1), models, seeds))
+        if not blocks:
+            return None
+        _, models, seeds = max(blocks, key=lambda block: block[0])
+        return Pool(models, resampling.seed_variance(self.seen(models, seeds, metric)))
+
+    def interval(
+        self, models: tuple[str, ...], combine: Combine, *, metric: str = "srcc"
+    ) -> Interval:
+        """The 95% interval of a combination of the agreements of models.
+
+        Over images with one common seed (BCa), over seeds and images with several, or over splits.
+        """
+        seeds = self.common_seeds(*models)
+        seen = self.seen(models, seeds, metric)
         if not np.isfinite(seen).all():
             return Interval(*[math.nan] * 4, "undefined scores")
-        combine = combine or (lambda values: values)
-        if len(statistics) == 1:
+        if len(seeds) == 1:
+            *scores, mos = self.pairs(*models)[0]
+            by_counts = BY_COUNTS[metric](np.stack(scores), mos)
             return resampling.interval(
-                lambda counts: combine(statistics[0](counts)), self.images, **self.options
+                lambda counts: combine(by_counts(counts)), self.images, **self.options
             )
         if self.splits > 1:
             counts = self.runs[0].config["images"]
             return resampling.over_splits(combine(seen), counts["test"] / counts["train"])
-        return resampling.over_seeds(statistics, combine, self.images, **self.options)
+        drawn = [[self.drawn[metric, m, seed] for m in models] for seed in seeds]  # (S, M, B)
+        pool = self.pools[metric]
+        pooled = pool is not None and pool.holds and set(models) <= set(pool.models)
+        return resampling.over_seeds(
+            seen,
+            np.swapaxes(drawn, 1, 2),
+            combine,
+            variance=pool.variance if pooled else None,
+            seed=self.options["seed"],
+        )
 
     def pairs(self, *models: str) -> list[tuple[np.ndarray, ...]]:
         """Scores (N,) of each model and the MOS (N,), for each seed that all models have."""
-        seeds = [seed for seed in self.seeds if all((m, seed) in self.rows for m in models)]
         return [
             (
                 *(self.rows[model, seed]["score"].to_numpy() for model in models),
                 self.rows[models[0], seed]["mos"].to_numpy(),
             )
-            for seed in seeds
+            for seed in self.common_seeds(*models)
         ]
 
     def compare(self) -> list[dict]:
@@ -127,17 +235,16 @@ class Statistics:
             pairs = self.pairs(model, other)
             if not pairs:
                 continue
-            statistics = [resampling.difference_by_counts(*pair) for pair in pairs]
-            each = [metrics.srcc(a, mos) - metrics.srcc(b, mos) for a, b, mos in pairs]
-            needed = resampling.seeds_needed(np.array(each)) if self.splits == 1 else None
+            seen = self.seen((model, other), self.common_seeds(model, other))  # (S, 2)
+            each = seen[:, 0] - seen[:, 1]
+            needed = resampling.seeds_needed(each) if self.splits == 1 else None
             found.append(
                 {
                     "label": label,
                     "model": model,
                     "other": other,
-                    "difference": self.interval(statistics),
-                    "each": each,
-                    "p_permutation": self.permutation(pairs),
+                    "difference": self.interval((model, other), lambda v: v[..., 0] - v[..., 1]),
+                    "each": each.tolist(),
                     "correlation": float(np.mean([metrics.srcc(a, b) for a, b, _ in pairs])),
                     "seeds_needed": needed,
                 }
@@ -146,34 +253,22 @@ class Statistics:
             comparison["p_holm"] = p
         return found
 
-    def permutation(self, pairs: list[tuple[np.ndarray, ...]]) -> float:
-        """p of the permutation test; NaN for undefined scores, and for different test images."""
-        if self.splits > 1 or any(metrics.undefined(x, p[-1]) for p in pairs for x in p[:-1]):
-            return math.nan
-        a, b = (np.stack([p[i] for p in pairs]) for i in (0, 1))
-        return resampling.permutation_p(a, b, pairs[0][-1], **self.options)
-
     def interact(self) -> dict | None:
         """Gain of the improvements on Swin minus their gain on ResNet-50; None without all runs."""
         for swin in NEIGHBOURS:
-            statistics = []
-            for *four, mos in self.pairs(f"{swin}_ms_att", f"{swin}_ss_noatt", FULL, BASELINE):
-                each = resampling.srcc_by_counts(np.stack(four), mos)
-                statistics.append(lambda counts, each=each: each(counts) @ [1, -1, -1, 1])
-            if statistics:
-                size = swin.removeprefix("smart_iqa_")
-                return {"size": size, "difference": self.interval(statistics)}
+            models = (f"{swin}_ms_att", f"{swin}_ss_noatt", FULL, BASELINE)
+            if self.common_seeds(*models):
+                found = self.interval(models, lambda v: v @ np.array([1, -1, -1, 1]))
+                return {"size": swin.removeprefix("smart_iqa_"), "difference": found}
         return None
 
     def relative_gain(self) -> Interval | None:
         """Gain of both improvements relative to the baseline's SRCC; None without both runs."""
-        pairs = self.pairs(FULL, BASELINE)
-        if not pairs:
+        if not self.common_seeds(FULL, BASELINE):
             return None
         if not self.above_zero(BASELINE):
             return Interval(*[math.nan] * 4, "the SRCC of the baseline is not clearly above 0")
-        statistics = [resampling.srcc_by_counts(np.stack(both), mos) for *both, mos in pairs]
-        return self.interval(statistics, lambda both: both[..., 0] / both[..., 1] - 1)
+        return self.interval((FULL, BASELINE), lambda v: v[..., 0] / v[..., 1] - 1)
 
     def above_zero(self, model: str) -> bool:
         """Whether the SRCC of a configuration is above 0 by its interval."""
@@ -184,10 +279,10 @@ class Statistics:
 
         NaN without common seeds; the gain also if the baseline's SRCC is not above 0.
         """
-        pairs = self.pairs(model, baseline)
-        if not pairs:
+        seeds = self.common_seeds(model, baseline)
+        if not seeds:
             return math.nan, math.nan
-        seen = np.array([[metrics.srcc(x, mos) for x in both] for *both, mos in pairs])  # (S, 2)
+        seen = self.seen((model, baseline), seeds)  # (S, 2)
         difference = float(np.mean(seen[:, 0] - seen[:, 1]))
         if not self.above_zero(baseline):
             return difference, math.nan
@@ -220,6 +315,12 @@ def leading_selection(runs: list[FinishedRun]) -> str:
     images = all(run.config["images"]["val"] for run in runs)
     can_choose = any(usable(epoch, "val") for run in runs for epoch in run.epochs)
     return "chosen by val" if images and can_choose else "last epoch"
+
+
+def has_collapsed(use: dict) -> bool:
+    """Whether attention keeps hardly one stage, or weights all images alike; see `stage_use`."""
+    stages, spread = COLLAPSED
+    return use["effective_stages"] < stages or use["stage_spread"] < spread
 
 
 def costs(runs: list[FinishedRun]) -> dict:

@@ -14,7 +14,14 @@ from experiment import (
     SELECTIONS,
     SMART_IQA,
 )
-from reporting.formats import data_set, decimal, is_published, of_seeds, with_spread
+from reporting.formats import (
+    collapses,
+    data_set,
+    decimal,
+    is_published,
+    of_seeds,
+    with_spread,
+)
 from reporting.runs import FinishedRun, Runs, chosen_epoch, usable
 from reporting.statistics import Statistics
 from resampling import Interval
@@ -97,8 +104,9 @@ def failed_logs(runs: Runs) -> dict[str, list[Path]]:
 
 
 def is_baseline(model: str) -> bool:
-    """Whether a row is the one without fusion of its network."""
-    return CONFIGURATIONS[model].flags.get("use_multiscale") is False
+    """Whether a row is the one without fusion of its network, and no control."""
+    flags = CONFIGURATIONS[model].flags
+    return flags.get("use_multiscale") is False and "wide" not in flags
 
 
 def srcc_cell(s: Statistics, model: str, selection: str, reasons: list[str]) -> str:
@@ -223,6 +231,7 @@ def table_notes(s: Statistics, runs: Runs) -> list[str]:
         )
     elif config["flags"]["dataset"] != "koniq-10k" or not is_published(config):
         notes.append(f"These runs are on {data_set(s)}: do not compare them with those figures.")
+    notes += collapses(s)
     for run in runs.unknown:
         notes.append(f"Not in this table: {run.name} ({run.model} is not in experiment.py).")
     if runs.wrong:

@@ -8,6 +8,7 @@ from experiment import (
     BASELINE,
     BOTH,
     BOUNDS,
+    COLLAPSED,
     CONFIGURATIONS,
     FULL,
     HYPERIQA,
@@ -17,7 +18,9 @@ from experiment import (
 )
 from reporting.figures import Figure
 from reporting.formats import (
+    at_most,
     bounds,
+    collapses,
     data_set,
     decimal,
     is_published,
@@ -27,8 +30,17 @@ from reporting.formats import (
     percent,
     with_spread,
 )
-from reporting.runs import Runs
+from reporting.runs import Runs, further_seeds
 from reporting.statistics import Statistics
+
+# What the comparisons with controls say, by their labels in experiment.py.
+CONTROLS = {
+    "fusion over capacity": "Fusion over capacity: multi-scale fusion compared with a control that "
+    "has as many parameters on stage 4 alone. It says whether several scales help, or parameters.",
+    "image-dependence": "Image-dependence: the attention compared with a control whose four stage "
+    "weights are learned, but the same for all images. It says what it adds that weights depend on "
+    "the image.",
+}
 
 
 @dataclass
@@ -63,16 +75,18 @@ def write_report(s: Statistics, runs: Runs, figures: list[Figure]) -> Report:
     drawn = [figure for figure in figures if figure.stem]
     missing = [figure.caption for figure in figures if not figure.stem]
     compared = [differences(s)] if s.comparisons else []
+    attention = [stage_weights(s)] if any(f["attention"] for f in s.configurations.values()) else []
     sections = [
         configurations(s, runs),
         selections(s),
         *compared,
+        *attention,
         literature(s),
         costs(s),
         Section("Figures", paragraphs=missing, figures=drawn),
         provenance(s),
     ]
-    return Report(title(s), verdict(s), runs.problems, sections)
+    return Report(title(s), verdict(s, runs), runs.problems, sections)
 
 
 def title(s: Statistics) -> str:
@@ -86,30 +100,44 @@ def title(s: Statistics) -> str:
     return f"Do multi-scale fusion and channel attention help {name}?"
 
 
-def verdict(s: Statistics) -> Verdict:
-    seeds = len(s.pairs(FULL, BASELINE))
+def verdict(s: Statistics, runs: Runs) -> Verdict:
+    seeds = len(s.common_seeds(FULL, BASELINE))
     single = ", single seed" if seeds == 1 else of_seeds(s, seeds) if seeds else ""
     sentence = f"Verdict on {data_set(s)}{single}: {s.verdict}"
     gain, remarks = s.gain, []
     if gain is None or not math.isfinite(gain.value):
-        return Verdict(f"{sentence}.", [])
+        return Verdict(f"{sentence}.", collapses(s))
     interval = f"95% interval {percent(gain.low)} to {percent(gain.high)}, "
     sentence += (
         "; multi-scale fusion and channel attention change the SRCC of the baseline by "
         f"{percent(gain.value)} ({interval if math.isfinite(gain.low + gain.high) else ''}"
         f"{s.selection})."
     )
-    if seeds == 1:
+    reason = (
+        "the interval contains a bound between the hypotheses (0.3% or 1%), so nothing is claimed."
+        if any(gain.low < bound <= gain.high for bound in BOUNDS)
+        else "after Holm's correction the difference is not significant (5%), so nothing is "
+        "claimed."
+    )
+    if s.images_alone == UNDECIDED:
+        remarks.append(f"The test images alone would not decide it either: {reason}")
+    elif s.images_alone:
+        remarks.append(f"The test images alone would say: {s.images_alone}.")
+    elif s.verdict == UNDECIDED:  # and no other reason is given there
+        remarks.append(reason[0].upper() + reason[1:])
+    both = next(c for c in s.comparisons if c["label"] == BOTH)
+    if seeds > 1 and both["p_holm"] >= 0.05:
         remarks.append(
-            "Single seed: the variance between seeds is unknown and not part of the interval."
+            f"No effect is found; with 95% confidence it is smaller than "
+            f"{at_most(both['difference'].within)} SRCC, or {at_most(100 * gain.within, 2)}% of "
+            "the baseline's (two one-sided tests)."
         )
-    if s.verdict == UNDECIDED:  # and no other reason is given there
+    remarks += collapses(s)
+    if seeds == 1:
+        more = further_seeds(runs.folders, s.seeds) if len(s.seeds) == 1 else ""
         remarks.append(
-            "The interval contains a bound between the hypotheses (0.3% or 1%), so nothing is "
-            "claimed."
-            if any(gain.low < bound <= gain.high for bound in BOUNDS)
-            else "After Holm's correction the difference is not significant (5%), so nothing is "
-            "claimed."
+            "Single seed: the variance between seeds is unknown and not part of the interval. "
+            + (more or "The runs of other seeds are missing.")
         )
     return Verdict(sentence, remarks)
 
@@ -147,7 +175,7 @@ def configurations(s: Statistics, runs: Runs) -> Section:
             f"means over seeds {listed(s.seeds)}, +- the standard deviation; intervals resample "
             "seeds and images and account for the number of seeds"
         )
-        if len(s.seeds) == 2:
+        if len(s.seeds) == 2 and not (s.pools["srcc"] and s.pools["srcc"].holds):
             how += "; two seeds say little about the variance between seeds, so they are wide"
     else:
         how = (
@@ -165,9 +193,50 @@ def configurations(s: Statistics, runs: Runs) -> Section:
         [
             f"{s.images:,} test images; {epoch}; {how}. Fitted: after VQEG's four-parameter "
             "logistic.",
+            *seed_variance(s),
             *undefined,
         ],
     )
+
+
+def seed_variance(s: Statistics) -> list[str]:
+    """What is assumed of the variance between seeds; none with one seed, or with several splits."""
+    if len(s.seeds) == 1 or s.splits > 1:
+        return []
+    pool = s.pools["srcc"]
+    if pool is None:
+        return ["The variance between seeds is not pooled: no configurations share two seeds."]
+    v = pool.variance
+    if not pool.holds:
+        text = (
+            "The variance between seeds is not pooled, because the configurations differ in it "
+            f"(Brown and Forsythe's test: p = {p_value(v.p_equal)}): each interval uses its own "
+            "seeds only, and is wide."
+        )
+    else:
+        test = (
+            "two seeds cannot test this"
+            if v.seeds == 2
+            else f"Brown and Forsythe's test: p = {p_value(v.p_equal)}"
+        )
+        text = (
+            f"The variance between seeds is pooled over {v.configurations} configurations and "
+            f"{v.seeds} seeds (two-way analysis of variance with seeds as blocks): a difference "
+            f"has {v.df} degrees of freedom instead of {v.seeds - 1}. This assumes that the SRCC "
+            f"of all configurations varies equally between seeds ({test}); apart from what a seed "
+            "changes in all configurations, the standard deviation is "
+            f"{decimal(math.sqrt(v.residual))}."
+        )
+        alone = [CONFIGURATIONS[m].title for m in s.models if m not in pool.models]
+        if alone:
+            text += f" Seeds are missing for {listed(alone)}: there each row uses its own seeds."
+    plcc = s.pools["plcc"]
+    if plcc and plcc.holds != pool.holds:
+        text += (
+            f" For PLCC it is {'' if plcc.holds else 'not '}pooled "
+            f"(p = {p_value(plcc.variance.p_equal)})."
+        )
+    return [text]
 
 
 def selections(s: Statistics) -> Section:
@@ -194,20 +263,20 @@ def differences(s: Statistics) -> Section:
             bounds(c["difference"], 4, True),
             p_value(c["difference"].p),
             p_value(c["p_holm"]),
-            p_value(c["p_permutation"]),
+            equivalence(c),
             decimal(c["correlation"], 3),
             str(c["seeds_needed"] or "-") if len(c["each"]) > 1 else "unknown",
         ]
         for c in s.comparisons
     ]
     test = "corrected resampled t-test" if s.splits > 1 else "bootstrap"
-    same = ", which needs the same test images" if s.splits > 1 else ""
     text = (
         "Both models of a row are evaluated on the same images and the same crops. p: "
-        f"{test}. Holm: corrected for the {len(rows)} rows. Permutation: a check that swaps the "
-        f"ranks of the two models image by image{same}. Seeds for 80% power: seeds needed to "
-        "detect the observed difference (p < .05) from seed variance alone; test-set error does "
-        "not shrink with seeds."
+        f"{test}. Holm: corrected for the {len(rows)} rows. Smaller than: where no effect is "
+        "found, it is smaller than this with 95% confidence (two one-sided tests: the larger "
+        "absolute end of the 90% interval). Seeds for 80% power: seeds needed to detect the "
+        "observed difference (p < .05) from seed variance alone; test-set error does not shrink "
+        "with seeds."
     )
     if any(len(c["each"]) == 1 for c in s.comparisons):
         text += (
@@ -215,6 +284,7 @@ def differences(s: Statistics) -> Section:
             "disagree for p near 0.05."
         )
     paragraphs = [text]
+    paragraphs += [CONTROLS[c["label"]] for c in s.comparisons if c["label"] in CONTROLS]
     if s.interaction:
         d = s.interaction["difference"]
         paragraphs.append(
@@ -222,8 +292,42 @@ def differences(s: Statistics) -> Section:
             f"{decimal(abs(d.value))} SRCC {'less' if d.value < 0 else 'more'} than on ResNet-50 "
             f"(95% interval of the difference: {bounds(d, 4, True)})."
         )
-    header = ["", "difference", "95%", "p", "p (Holm)", "p (permutation)", "SRCC of the two"]
+    header = ["", "difference", "95%", "p", "p (Holm)", "smaller than", "SRCC of the two"]
     return Section("Paired differences in SRCC", [*header, "seeds for 80% power"], rows, paragraphs)
+
+
+def equivalence(comparison: dict) -> str:
+    """'0.0123': what the size of an effect that is not found is below; '-' if it is found."""
+    if comparison["p_holm"] < 0.05:
+        return "-"
+    several = len(comparison["each"]) > 1
+    return at_most(comparison["difference"].within) if several else "unknown"
+
+
+def stage_weights(s: Statistics) -> Section:
+    rows = []
+    for model, f in s.configurations.items():
+        if use := f["attention"]:
+            rows.append(
+                [
+                    CONFIGURATIONS[model].title,
+                    s.of_model[model][0].config["flags"].get("attention", "published"),
+                    *(decimal(w, 3) for w in use["stage_weights"]),
+                    decimal(use["stage_spread"], 3),
+                    decimal(use["effective_stages"], 2),
+                    f"{use['collapsed_seeds']} of {len(f['seeds'])}",
+                ]
+            )
+    stages, spread = COLLAPSED
+    text = (
+        f"Mean stage weights of the validation and test images ({s.selection}), averaged over "
+        "seeds. Spread: standard deviation between images, averaged over the stages. Effective "
+        "stages: exp of the mean entropy of the weights, from 1 (one stage counts) to 4 (all "
+        f"equal). Below {stages} stages, or below a spread of {spread}, the attention has "
+        "collapsed. Static weights are the same for all images."
+    )
+    header = ["", "attention", "w1", "w2", "w3", "w4", "spread", "effective stages"]
+    return Section("Stage weights", [*header, "collapsed seeds"], rows, [text, *collapses(s)])
 
 
 def literature(s: Statistics) -> Section:

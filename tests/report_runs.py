@@ -15,10 +15,17 @@ from reporting.figures import Figure
 
 MODELS = ("resnet_improved_ss_noatt", "resnet_improved_ms_noatt", "resnet_improved_ms_att")
 NAMES = ("exp1_baseline", "exp2_multiscale", "exp3_multiscale_attention")
+CONTROLS = {"exp7_wide": "resnet_improved_ss_wide", "exp8_static": "resnet_improved_ms_static"}
 
 
-def write_run(folder, name, model, noise, /, *, seed=42, epochs=2, tests=200, vals=50, **flags):
-    """A run's record and predictions: scores are MOS with noise of `noise` points."""
+def write_run(
+    folder, name, model, noise, /, *, seed=42, epochs=2, tests=200, vals=50, stages=(4, 3, 2, 1),
+    **flags,
+):  # fmt: skip
+    """A run's record and predictions: scores are MOS with noise of `noise` points.
+
+    stages: of the Dirichlet distribution of the stage weights; static ones are its mean.
+    """
     flags = {"split": "auto", "split_seed": 0} | flags
     rng = np.random.default_rng(7 + flags["split_seed"])
     mos = {"test": rng.uniform(10, 90, tests).round(2), "val": rng.uniform(10, 90, vals).round(2)}
@@ -35,8 +42,10 @@ def write_run(folder, name, model, noise, /, *, seed=42, epochs=2, tests=200, va
             first = 1000 * flags["split_seed"]  # each split has images of its own
             rows["image"] = [f"Images/{split}_{first + i:03}.jpg" for i in range(len(score))]
             if model.endswith("_att"):
-                weights = own.dirichlet([4, 3, 2, 1], len(score)).round(6)
+                weights = own.dirichlet(stages, len(score)).round(6)
                 rows |= {f"w{i + 1}": weights[:, i] for i in range(4)}
+            if model.endswith("_static"):
+                rows |= {f"w{i + 1}": stage / sum(stages) for i, stage in enumerate(stages)}
             frames.append(pd.DataFrame(rows))
             values = metrics.agreement(frames[-1]["score"].to_numpy(), mos[split])
             record |= {f"{split}_{k}": None if v != v else v for k, v in values.items()}
@@ -71,6 +80,15 @@ def write_run(folder, name, model, noise, /, *, seed=42, epochs=2, tests=200, va
 def write_three(folder: Path, noises=(20, 12, 6), *, suffix: str = "", **options) -> Path:
     """Runs of the three configurations; returns the folder."""
     for name, model, noise in zip(NAMES, MODELS, noises):
+        write_run(folder, name + suffix, model, noise, **options)
+    return folder
+
+
+def write_five(folder: Path, noises=(20, 12, 6, 15, 8), **options) -> Path:
+    """Runs of the three configurations and of the two controls; returns the folder."""
+    write_three(folder, noises[:3], **options)
+    suffix = options.pop("suffix", "")
+    for (name, model), noise in zip(CONTROLS.items(), noises[3:]):
         write_run(folder, name + suffix, model, noise, **options)
     return folder
 

@@ -23,6 +23,7 @@ from experiment import (
     BOTH,
     COMPARISONS,
     CONFIGURATIONS,
+    CONTROLS,
     FULL,
     HYPERIQA,
     MODELS,
@@ -41,6 +42,12 @@ from training.flags import parse_args
 
 ROWS = pytest.mark.parametrize("name", CONFIGURATIONS)
 ABLATIONS = [(model, None) for model in MODELS] + [(MODELS[0], other) for other in NEIGHBOURS]
+
+
+def controls_of(model: str) -> dict[str, Configuration]:
+    return {name: row for name, row in rows_of(model).items() if name.endswith(CONTROLS)}
+
+
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 DOCUMENTS = [*READMES, *sorted(ROOT.glob("docs/*.md"))]
 
@@ -96,11 +103,17 @@ def test_rows_can_be_told_apart(field):
 
 @pytest.mark.parametrize("model, neighbours", ABLATIONS)
 def test_an_ablation_has_a_run_of_its_own_for_each_row(model, neighbours):
-    rows = ablation(model, neighbours)
+    rows = ablation(model, neighbours, controls=True)
     missing = set(rows_of(model)) - set(map(name_of, rows.values()))
     assert missing == set(), f"experiment.py, KINDS: two kinds of {model} share the name of a run"
     assert len(rows) == len(rows_of(model)) + (3 if neighbours else 0)
     assert all(re.fullmatch(r"\w+", run) for run in rows)  # names of files
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_without_controls_they_are_left_out(model):
+    rows = [*ablation(model).values()]
+    assert rows == [r for r in rows_of(model).values() if r not in controls_of(model).values()]
 
 
 def name_of(row: Configuration) -> str:
@@ -146,6 +159,14 @@ def test_it_prints_the_runs_of_an_ablation():
     assert len(listed("--preset", "smart_iqa", "--model", "hyperiqa")) == 1
     assert listed("--neighbours") == listed("--neighbours", NEIGHBOURS[0])
     assert len(listed("--neighbours")) == 6
+    rows = ablation("resnet_improved", controls=True)
+    assert [run for run, *_ in listed("--controls")] == list(rows) and len(rows) == 5
+
+
+def test_a_model_without_controls_refuses_them():
+    command = [sys.executable, ROOT / "experiment.py", "--model", "hyperiqa", "--controls"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--model hyperiqa has no controls" in done.stderr
 
 
 def test_it_needs_nothing_installed():
@@ -188,10 +209,11 @@ def checkout(tmp_path):
 def test_the_script_trains_every_row(checkout, model, neighbours):
     folder, environment, read = checkout
     flags = ["--neighbours", neighbours] if neighbours else ["--model", model]
+    flags += ["--controls"] if controls_of(model) else []
     command = ["bash", ROOT / "run_resnet_ablation.sh", *flags]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     trained = {run: configuration_name(flags) for run, flags in read().items()}
-    wanted = {run: name_of(row) for run, row in ablation(model, neighbours).items()}
+    wanted = {run: name_of(row) for run, row in ablation(model, neighbours, controls=True).items()}
     assert trained == wanted, f"run_resnet_ablation.sh {' '.join(flags)}\n{done.stderr}"
 
 
@@ -199,8 +221,9 @@ def test_the_script_trains_every_row(checkout, model, neighbours):
 def test_the_cluster_trains_every_row(checkout, model):
     folder, environment, read = checkout
     (folder / "experiment.py").symlink_to(ROOT / "experiment.py")
-    wanted = {run: name_of(row) for run, row in ablation(model).items()}
+    wanted = {run: name_of(row) for run, row in ablation(model, controls=True).items()}
     command = ["bash", ROOT / "slurm" / "ablation.sbatch", "--model", model]
+    command += ["--controls"] if controls_of(model) else []
     for task in range(len(wanted)):
         own = {"SLURM_ARRAY_TASK_ID": str(task), "LOG_DIR": "logs", "SEEDS": "42"}
         subprocess.run(command, cwd=folder, env=environment | own, check=True)

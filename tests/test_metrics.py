@@ -42,6 +42,16 @@ def test_lengths_that_differ_are_refused(function):
         function(np.ones(1), np.ones(4))  # would broadcast
 
 
+def test_stage_weights_are_described_from_one_stage_to_all_equal():
+    one, equal = np.eye(4)[[2, 2]], np.full((5, 4), 0.25)
+    apart = np.eye(4)[[0, 1, 2, 3]]  # each image has another stage: one stage counts in each
+    for weights, spread, stages in ((one, 0, 1), (equal, 0, 4), (apart, 3**0.5 / 4, 1)):
+        found = metrics.describe_stage_weights(weights)
+        assert found["stage_weights"] == pytest.approx(list(weights.mean(0)))
+        assert found["stage_spread"] == pytest.approx(spread, abs=1e-6)
+        assert found["effective_stages"] == pytest.approx(stages)
+
+
 def test_the_logistic_straightens_a_curved_relation():
     mos = np.linspace(5, 95, 200)
     curved = np.exp(mos / 30)

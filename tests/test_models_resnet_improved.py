@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import models_resnet_improved as models
-from experiment import FULL, rows_of
+from experiment import FULL, MULTISCALE, STATIC, WIDE, rows_of
 from models_resnet_improved import ResNetImproved
 
 ROWS = rows_of("resnet_improved")
@@ -32,6 +32,8 @@ def test_exact_number_of_parameters(named_model):
             "resnet_improved_ss_noatt": 25_624_337,
             "resnet_improved_ms_noatt": 28_124_177,
             "resnet_improved_ms_att": 28_649_749,
+            "resnet_improved_ss_wide": 28_124_177,
+            "resnet_improved_ms_static": 28_124_181,
         }[name]
     )
 
@@ -154,7 +156,74 @@ def test_stage_weights_sum_to_one_and_scale_the_stages():
     for i, part in enumerate(
         zip(fused.split((256, 512, 1024, 2048), 1), plain.split((256, 512, 1024, 2048), 1))
     ):
-        torch.testing.assert_close(part[0], part[1] * weights[:, i, None, None, None])
+        torch.testing.assert_close(part[0], part[1] * 4 * weights[:, i, None, None, None])
+
+
+def fused_maps(name: str, **options) -> torch.Tensor:
+    model = build(name, **options).eval()
+    with torch.no_grad():
+        return model.fusion(model.backbone(torch.rand(2, 3, 64, 64, generator=seeded())))[0]
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+@pytest.mark.parametrize("name", [FULL, STATIC])
+def test_fresh_attention_computes_what_multiscale_fusion_does(name):
+    without, fused = fused_maps(MULTISCALE), fused_maps(name)
+    assert (fused - without).norm() < 0.02 * without.norm()
+    if name == FULL:  # the published formula starts with a quarter of each stage
+        published = fused_maps(name, attention="published")
+        assert 0.1 < published.norm() / without.norm() < 0.5
+
+
+def pushed_away_from_stage_1(**options) -> torch.Tensor:
+    """Mean stage weights (4,) after twelve AdamW steps at 1e-3 that make the first one smaller."""
+    torch.manual_seed(0)
+    attention = models.StageAttention(**options)
+    optimizer = torch.optim.AdamW(attention.parameters(), lr=1e-3)
+    channels = options.get("channels", 2048)
+    for _ in range(12):
+        _, weights = attention([torch.randn(8, channels, 7, 7).relu()] * 4)
+        optimizer.zero_grad()
+        weights[:, 0].mean().backward()
+        optimizer.step()
+    return weights.mean(0)
+
+
+def test_a_stage_is_not_lost_within_a_dozen_steps():
+    assert pushed_away_from_stage_1(scaled=False)[0] < 1e-4
+    for channels in (64, 320, 2048):
+        assert pushed_away_from_stage_1(channels=channels)[0] > 0.08
+
+
+def test_scaled_attention_sees_neither_offset_nor_scale_of_stage_4():
+    attention = models.StageAttention().eval()
+    stages = [torch.rand(3, 2048, 7, 7)] * 4
+    _, weights = attention(stages)
+    _, others = attention([5 * stage + 7 for stage in stages])
+    torch.testing.assert_close(weights, others)
+    _, dead = attention([torch.zeros(3, 2048, 7, 7)] * 4)  # no information: no division by zero
+    torch.testing.assert_close(dead, torch.full((3, 4), 0.25), rtol=0, atol=0.01)
+
+
+def test_the_static_control_has_the_same_weights_for_all_images_and_learns_them():
+    model = build(STATIC)
+    scores, weights = model(torch.randn(3, 3, 64, 64))
+    assert (weights == weights[0]).all() and weights.requires_grad
+    (scores - 50).abs().mean().backward()
+    assert model.fusion.attention.logits.grad.abs().sum() > 0
+
+
+def test_the_wide_control_sees_stage_4_only():
+    model = build(WIDE).eval()
+    maps = [torch.rand(2, c, s, s) for c, s in zip(models.STAGE_CHANNELS, (16, 8, 4, 2))]
+    with torch.no_grad():
+        fused, weights = model.fusion(maps)
+        others, _ = model.fusion([torch.zeros_like(m) for m in maps[:3]] + maps[3:])
+    assert fused.shape == (2, 3840, 7, 7) and weights is None
+    assert torch.equal(fused, others)
 
 
 def test_stage_weights_sum_to_one_in_bfloat16_too():
@@ -192,6 +261,11 @@ def test_scores_are_float32_under_autocast():
     assert scores.unique().numel() == 8
 
 
+def test_the_wide_control_has_no_fusion():
+    with pytest.raises(ValueError, match="without several stages"):
+        ResNetImproved(use_multiscale=True, use_attention=False, wide=True)
+
+
 def test_attention_without_multiscale_is_refused():
     with pytest.raises(ValueError, match="needs use_multiscale"):
         ResNetImproved(use_multiscale=False, use_attention=True)
@@ -224,7 +298,7 @@ def test_smoke_test_prints_what_it_promises(run_script):
     assert done.returncode == 0 and done.stderr == ""
     for text in ("25,624,337 (25.62 M)", "28,124,177 (28.12 M)", "28,649,749 (28.65 M)"):
         assert text in done.stdout
-    assert done.stdout.count("forward pass   succeeded: (4, 3, 224, 224) -> (4,)") == 3
+    assert done.stdout.count("forward pass   succeeded: (4, 3, 224, 224) -> (4,)") == len(ROWS)
     assert "w1=" in done.stdout and "w4=" in done.stdout and "sum=1.0000" in done.stdout
 
 
@@ -234,7 +308,7 @@ def test_smoke_test_finds_mixed_images_in_every_configuration(monkeypatch, capsy
         models.TargetNet, "forward", lambda net, q, r: forward(net, q.mean(0, True).expand_as(q), r)
     )
     assert models.main() == 1
-    assert capsys.readouterr().err.count("a target network that mixes images") == 3
+    assert capsys.readouterr().err.count("a target network that mixes images") == len(ROWS)
 
 
 def test_smoke_test_fails_when_something_is_off(monkeypatch, capsys):

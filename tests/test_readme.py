@@ -9,7 +9,7 @@ import pytest
 import predict_resnet_improved as predict
 from conftest import ROOT
 from datasets.labels import DATASETS
-from experiment import MODELS, PRESETS, rows_of
+from experiment import MODELS, PRESETS, ablation, rows_of
 from training.flags import parse_args
 
 ENGLISH = (ROOT / "README.md").read_text()
@@ -69,7 +69,7 @@ def test_every_flag_is_documented_and_no_other(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--help"])
     of_training = flags(capsys.readouterr().out) - {"--help"}
-    of_the_script = {"--demo", "--seeds", "--gpus", "--parallel", "--help"}
+    of_the_script = {"--demo", "--seeds", "--controls", "--gpus", "--parallel", "--help"}
     of_the_script |= {"--with_neighbours", "--neighbours", "--standalone"}
     of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on", "--test_split"}
@@ -161,7 +161,7 @@ def test_every_configuration_has_its_parameters(text):
 
 def test_every_model_recipe_and_data_set_is_documented():
     for model in MODELS:
-        *_, complete = rows_of(model).values()
+        complete = [*ablation(model).values()][-1]
         assert f"`{model}`" in PAGES["docs/neighbours.md"], model
         assert f"{complete.parameters:,}" in PAGES["docs/neighbours.md"], model
     for preset in PRESETS:

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from report_runs import MODELS, change_record, write_run, write_three
+from report_runs import MODELS, change_record, write_five, write_run, write_three
 from reporting.render import latex, latex_escaped, markdown, markdown_escaped, webpage
 from reporting.runs import read_runs
 from reporting.statistics import Statistics
@@ -65,12 +65,16 @@ def test_a_report_in_markdown_keeps_its_blocks_apart():
     )
 
 
-@pytest.mark.parametrize("case", ["one seed", "several seeds", "splits", "undefined", "failed"])
+@pytest.mark.parametrize(
+    "case", ["one seed", "several seeds", "controls", "splits", "undefined", "failed"]
+)
 def test_the_latex_compiles(tmp_path, case):
     logs = tmp_path / "logs"
     for seed in (1,) if case in ("one seed", "undefined") else (1, 2, 3):
         split = {"split": "random", "split_seed": seed} if case == "splits" else {}
         write_three(logs, suffix=f"_seed{seed}", seed=seed, **split)
+        if case == "controls":
+            write_five(logs, suffix=f"_seed{seed}", seed=seed, stages=(1000, 1, 1, 1))
     if case == "undefined":
         csv = logs / "exp2_multiscale_seed1_predictions.csv"
         csv.write_text(re.sub(r",[-.\d]+\n", ",50.0\n", csv.read_text()))
@@ -81,7 +85,8 @@ def test_the_latex_compiles(tmp_path, case):
     runs = read_runs([logs])
     s = Statistics(runs.finished, resamples=400, seed=0)
     table, paragraph = (latex(f"{name}.tex", s, runs) for name in ("table", "paragraph"))
-    assert table.count(r"\\") == 4 and r"\toprule" in table and "nan" not in table + paragraph
+    rows = 6 if case == "controls" else 4
+    assert table.count(r"\\") == rows and r"\toprule" in table and "nan" not in table + paragraph
     for delimiter in ("<<", ">>", "<%", "%>"):
         assert delimiter not in table + paragraph
     if shutil.which("pdflatex") is None:

@@ -5,10 +5,11 @@ import re
 
 import pytest
 
+from errors import ReportError
 from experiment import CONFIGURATIONS, NEIGHBOURS, ablation
 from experiment import MODELS as NETWORKS
 from report_runs import MODELS, NAMES, change_record, reported, write_run, write_three
-from reporting.runs import check_comparable, read_runs
+from reporting.runs import check_comparable, read_runs, stage_use
 
 
 @pytest.fixture
@@ -48,6 +49,29 @@ def test_figures_that_do_not_add_up_are_named(logs, capsys):
     results, _, err = reported(logs, capsys)
     assert re.search(r"epoch 2: test SRCC is 0\.\d+ by the predictions and 0\.\d+ by the rec", err)
     assert len(results["problems"]) == 1
+
+
+def test_stage_weights_that_do_not_add_up_are_named(logs):
+    def claim(stages):
+        return lambda config, epochs: epochs[1].update(effective_stages=stages, stage_spread=0.5)
+
+    (found,) = [run for run in read_runs([logs]).finished if run.model == MODELS[2]]
+    use = stage_use(found, 2)
+    change_record(logs, NAMES[2], claim(use["effective_stages"]))
+    (wrong,) = read_runs([logs]).wrong
+    assert f"epoch 2: stage_spread is {use['stage_spread']:.4f} by the predictions and" in wrong
+    change_record(logs, NAMES[2], lambda config, epochs: epochs[1].update(use))
+    assert read_runs([logs]).wrong == []
+
+
+def test_each_network_has_its_own_attention(tmp_path):
+    write_run(tmp_path, "exp3", MODELS[2], 6, attention="scaled")
+    write_run(tmp_path, "exp4", "hyperiqa", 6, attention="scaled")
+    write_run(tmp_path, "exp5", "smart_iqa_tiny_ms_att", 6, attention="published")
+    check_comparable(read_runs([tmp_path]).finished)
+    write_run(tmp_path, "exp1", MODELS[0], 6, attention="published")
+    with pytest.raises(ReportError, match="--attention published and scaled"):
+        check_comparable(read_runs([tmp_path]).finished)
 
 
 def test_other_settings_are_never_compared(logs, capsys):

@@ -6,8 +6,17 @@ import pytest
 
 import metrics
 import resampling
-from experiment import BOTH
-from report_runs import MODELS, NAMES, change_record, reported, write_run, write_three
+from experiment import BOTH, ONE_RUN
+from report_runs import (
+    CONTROLS,
+    MODELS,
+    NAMES,
+    change_record,
+    reported,
+    write_five,
+    write_run,
+    write_three,
+)
 from reporting.runs import read_runs
 from reporting.statistics import Statistics
 from training.flags import parse_args
@@ -39,7 +48,8 @@ def test_no_difference_is_not_decided(tmp_path, capsys):
     for name, model in zip(NAMES, MODELS):
         write_run(tmp_path, name, model, 12)
     results, out, _ = reported(tmp_path, capsys)
-    assert results["verdict"] == "not decided by these runs" and "nothing is claimed" in out
+    assert results["verdict_of_the_images_alone"] == "not decided by these runs"
+    assert results["verdict"] == ONE_RUN and "nothing is claimed" in out
     paragraph = (tmp_path / "paragraph.tex").read_text()
     assert paragraph.count("do not distinguish from none") == 3
     assert "carry over" not in paragraph
@@ -64,6 +74,134 @@ def test_the_verdict_needs_the_whole_interval_on_one_side(gain, p, verdict):
     statistics.gain = resampling.Interval(*gain, p=0.5, reason="a reason")
     statistics.comparisons = [{"label": BOTH, "p_holm": p}]
     assert verdict in statistics.decide()
+
+
+def test_one_run_of_each_configuration_decides_nothing(logs, capsys):
+    results, out, _ = reported(logs, capsys)
+    assert results["verdict"] == ONE_RUN and f"single seed: {ONE_RUN}; " in out
+    alone = results["verdict_of_the_images_alone"]
+    assert "carry over" in alone and f"The test images alone would say: {alone}." in out
+    assert f"single seed: {ONE_RUN}." in " ".join((logs / "paragraph.tex").read_text().split())
+
+
+def test_two_runs_of_each_configuration_can_decide(tmp_path, capsys):
+    for seed in (1, 2):
+        write_three(tmp_path, (30, 12, 6), suffix=f"_seed{seed}", seed=seed)
+    results, out, _ = reported(tmp_path, capsys)
+    assert "carry over" in results["verdict"] and "carry over" in out
+    assert results["verdict_of_the_images_alone"] is None and "No effect is found" not in out
+
+
+def statistics_of(*folders) -> Statistics:
+    return Statistics(read_runs(list(folders)).finished, resamples=400, seed=0)
+
+
+def test_controls_have_their_own_comparisons(tmp_path, capsys):
+    write_five(tmp_path)
+    results, _, _ = reported(tmp_path, capsys)
+    of = {c["label"]: c for c in results["comparisons"]}
+    assert [*of][3:] == ["fusion over capacity", "image-dependence"]
+    srcc = {m: f["srcc"] for m, f in results["configurations"].items()}
+    wide, static = CONTROLS.values()
+    for label, other, model in (("fusion over capacity", wide, 1), ("image-dependence", static, 2)):
+        found = of[label]["difference"]
+        assert found["value"] == pytest.approx(srcc[MODELS[model]] - srcc[other])
+        assert found["low"] < found["value"] < found["high"]
+    ps = [c["difference"]["p"] for c in of.values()]
+    assert [c["p_holm"] for c in of.values()] == pytest.approx(resampling.holm(ps))
+
+
+def test_the_variance_between_seeds_is_pooled_over_configurations(tmp_path):
+    for seed in (1, 2, 3):
+        write_five(tmp_path, suffix=f"_seed{seed}", seed=seed)
+    s = statistics_of(tmp_path)
+    pool = s.pools["srcc"]
+    assert pool.models == s.models and pool.variance.df == 8
+    values = np.array([s.configurations[m]["selections"][s.selection] for m in s.models]).T
+    assert pool.variance == pytest.approx(resampling.seed_variance(values)) and pool.holds
+    s.pools["srcc"] = None
+    own = next(c for c in s.compare() if c["label"] == BOTH)["difference"]
+    pooled = next(c for c in s.comparisons if c["label"] == BOTH)["difference"]
+    assert pooled.value == own.value and pooled != own
+
+
+def test_one_configuration_that_varies_much_more_prevents_pooling(tmp_path, capsys):
+    for seed in range(5):
+        noises = (20, 12, 5 + 12 * seed, 15, 8)
+        write_five(tmp_path, noises, suffix=f"_seed{seed}", seed=seed, epochs=1)
+    s = statistics_of(tmp_path)
+    assert s.pools["srcc"].variance.p_equal < 0.05 and not s.pools["srcc"].holds
+    fusion = s.comparisons[0]["difference"]
+    s.pools["srcc"] = None
+    assert s.compare()[0]["difference"] == fusion
+    reported(tmp_path, capsys)
+    text = (tmp_path / "report.md").read_text()
+    assert "is not pooled, because the configurations differ in it" in text
+
+
+def test_missing_seeds_leave_the_complete_ones_to_be_pooled(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        write_three(tmp_path, suffix=f"_seed{seed}", seed=seed)
+    write_run(tmp_path, "exp7_wide_seed1", CONTROLS["exp7_wide"], 15, seed=1)
+    pool = statistics_of(tmp_path).pools["srcc"]
+    assert pool.models == list(MODELS) and pool.variance.df == 4
+    for name in NAMES[:2]:
+        (tmp_path / f"{name}_seed3.jsonl").unlink()
+    pool = statistics_of(tmp_path).pools["srcc"]
+    assert set(pool.models) == set(MODELS) and pool.variance.df == 2
+    (tmp_path / f"{NAMES[0]}_seed2.jsonl").unlink()
+    reported(tmp_path, capsys)
+    text = (tmp_path / "report.md").read_text()
+    assert "pooled over 2 configurations and 2 seeds" in text
+    assert "Seeds are missing for baseline, control: wide" in text
+    (tmp_path / f"{NAMES[1]}_seed2.jsonl").unlink()
+    reported(tmp_path, capsys)
+    text = (tmp_path / "report.md").read_text()
+    assert "is not pooled: no configurations share two seeds" in text
+
+
+def test_seeds_whose_scores_are_undefined_are_not_pooled(tmp_path):
+    for seed in (1, 2, 3):
+        write_three(tmp_path, suffix=f"_seed{seed}", seed=seed)
+    csv = tmp_path / f"{NAMES[1]}_seed3_predictions.csv"
+    pd.read_csv(csv).assign(score=50.0).to_csv(csv, index=False)
+    s = statistics_of(tmp_path)
+    assert s.pools["srcc"].variance.df == 2  # two configurations with 3 seeds, or 3 with 2
+    assert [np.isfinite(c["difference"].low) for c in s.comparisons] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    "stages, collapsed",
+    [
+        ((4, 3, 2, 1), False),
+        ((1000, 1, 1, 1), True),  # one stage left
+        ((4e4, 3e4, 2e4, 1e4), True),  # all images alike
+    ],
+)
+def test_attention_has_collapsed_onto_one_stage_or_onto_equal_weights(tmp_path, stages, collapsed):
+    write_five(tmp_path, stages=stages)
+    found = statistics_of(tmp_path).configurations
+    use, static = found[MODELS[2]]["attention"], found[CONTROLS["exp8_static"]]["attention"]
+    assert use["collapsed"] is collapsed and use["collapsed_seeds"] == collapsed
+    assert static["stage_spread"] < 1e-9 and not static["collapsed"]
+    assert found[MODELS[0]]["attention"] is None
+    assert use["stage_weights"] == pytest.approx(np.array(stages) / sum(stages), abs=0.05)
+
+
+def test_the_attention_is_that_of_the_selected_epoch_averaged_over_seeds(tmp_path):
+    for seed, stages in ((1, (4, 3, 2, 1)), (2, (1000, 1, 1, 1))):
+        write_three(tmp_path, suffix=f"_seed{seed}", seed=seed, stages=stages, epochs=3)
+    s = statistics_of(tmp_path)
+    use = s.configurations[MODELS[2]]["attention"]
+    each = []
+    for seed in (1, 2):
+        rows = pd.read_csv(tmp_path / f"{NAMES[2]}_seed{seed}_predictions.csv")
+        weights = rows[rows["epoch"] == 3][["w1", "w2", "w3", "w4"]].to_numpy()
+        entropy = -(weights * np.log(np.maximum(weights, 1e-12))).sum(1)
+        each.append((np.exp(entropy.mean()), weights.std(0).mean()))
+    found = use["effective_stages"], use["stage_spread"]
+    assert found == pytest.approx(np.mean(each, 0)) and not use["collapsed"]
+    assert use["collapsed_seeds"] == 1
 
 
 def test_several_seeds_give_spread_and_the_seeds_needed(tmp_path, capsys):
@@ -148,7 +286,7 @@ def test_scores_that_are_not_finite_have_no_figures(tmp_path, capsys):
     rows.to_csv(csv, index=False)
     results, out, _ = reported(tmp_path, capsys, draw=True)
     both = next(c for c in results["comparisons"] if c["label"] == BOTH)
-    assert both["difference"]["value"] is None and both["p_permutation"] is None
+    assert both["difference"]["value"] is None and both["p_holm"] is None
     assert "not decided by these runs" in out
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import metrics
-from report_runs import MODELS, NAMES, change_record, write_run, write_three
+from report_runs import MODELS, NAMES, change_record, write_five, write_run, write_three
 from reporting.render import plain_table
 from reporting.runs import read_runs
 from reporting.statistics import Statistics
@@ -23,7 +23,7 @@ def table_of(*folders) -> str:
     if not runs.finished:
         return plain_table(result_table(None, runs), None)
     s = Statistics(runs.finished, resamples=400, seed=0)
-    return plain_table(result_table(s, runs), verdict(s))
+    return plain_table(result_table(s, runs), verdict(s, runs))
 
 
 def rows(table: str, titles=TITLES) -> dict[str, list[str]]:
@@ -227,6 +227,18 @@ def test_neighbours_have_rows_and_an_ablation_of_smart_iqa_its_own_baseline(tmp_
     cells = rows(table, titles)
     assert cells[titles[0]][2:4] == ["-", "-"]
     assert all(cells[title][2].startswith("+") for title in titles[1:])
+
+
+def test_controls_have_rows_and_are_no_baseline(tmp_path):
+    titles = ["control: wide", "control: static"]
+    cells = rows(table_of(write_five(tmp_path)), titles)
+    assert [cells[title][2][0] for title in titles] == ["+", "+"]
+    (tmp_path / f"{NAMES[0]}.jsonl").unlink()
+    assert rows(table_of(tmp_path), titles)["control: wide"][2:4] == ["-", "-"]
+    for name in NAMES:
+        for path in tmp_path.glob(f"{name}*"):
+            path.unlink()
+    assert "there is no finished baseline" in table_of(tmp_path)
 
 
 def test_the_demo_is_never_called_koniq(tmp_path):

@@ -1,6 +1,7 @@
 """The shell script, with real short runs and with a stand-in for Python that ends as told."""
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -348,6 +349,51 @@ def test_resumed_it_keeps_what_is_finished_and_goes_on(ablation, run_script, sta
     assert rows(undisturbed.stdout) == rows(done.stdout) and len(rows(done.stdout)) == 6
 
 
+def test_an_ablation_of_one_seed_gets_more_seeds_and_controls_in_its_folder(ablation):
+    first = ablation("--lr", "0.5", "--data_path", "a folder")
+    folder = first.folder
+    kept = (folder / "exp1_baseline.log").read_text()
+    done = ablation("--resume", folder, "--seeds", "42,43")
+    assert done.returncode == 0 and done.folder == folder, done.stderr
+    calls = ablation.calls.read_text().splitlines()
+    assert len(calls) == 6 and calls[3:] == [run for run in calls if run.endswith("_seed43")]
+    assert (folder / "exp1_baseline_seed42.log").read_text() == kept
+    assert len(rows(done.stdout)) == 6 and not (folder / "exp1_baseline.log").exists()
+    assert rows(done.stdout)["exp1_baseline_seed42"] == rows(first.stdout)["exp1_baseline"]
+    done = ablation("--resume", folder, "--controls")
+    assert done.returncode == 0 and len(rows(done.stdout)) == 10, done.stderr
+    calls = ablation.calls.read_text().splitlines()
+    assert len(calls) == 10 and {run[:4] for run in calls[6:]} == {"exp7", "exp8"}
+    for log in folder.glob("exp*.log"):
+        assert "--lr 0.5 --data_path a folder" in log.read_text()
+    done = ablation("--resume", folder)
+    assert done.returncode == 0 and ablation.calls.read_text().splitlines() == calls
+
+
+@pytest.mark.parametrize(
+    "added, message",
+    [
+        (["--lr", "1"], "keeps its own flags"),
+        (["something"], "keeps its own flags"),
+        (["--seeds", "43,44"], "--seeds leaves out 42"),
+    ],
+)
+def test_what_an_ablation_does_not_get_when_it_is_resumed(ablation, added, message):
+    first = ablation()
+    before = sorted(first.folder.iterdir())
+    done = ablation("--resume", first.folder, *added)
+    assert done.returncode == 2 and message in done.stderr
+    assert sorted(first.folder.iterdir()) == before
+
+
+def test_a_run_that_is_being_trained_is_not_renamed(ablation):
+    folder = ablation().folder
+    with open(folder / ".exp2_multiscale_state.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = ablation("--resume", folder, "--seeds", "42,43")
+    assert done.returncode == 2 and "exp2_multiscale is still being trained" in done.stderr
+
+
 def test_neighbours_are_three_runs_more(ablation):
     done = ablation("--with_neighbours", "--neighbours", "smart_iqa_small")
     assert done.returncode == 0, done.stderr
@@ -442,9 +488,9 @@ def test_killed_in_each_of_its_runs_it_ends_in_the_same_table(koniq10k, run_scri
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--resume"], "takes the folder"),
+        (["--resume"], "no file 'arguments'"),
         (["--resume", "nowhere"], "no file 'arguments'"),
-        (["--resume", "nowhere", "--lr", "1"], "and no other flags"),
+        (["--resume", "nowhere", "--seeds", "1,2"], "no file 'arguments'"),
     ],
 )
 def test_what_cannot_be_resumed_is_said(ablation, arguments, message):

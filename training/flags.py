@@ -55,6 +55,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "fusion, else off)",
     )
     flag(
+        "--attention",
+        choices=["scaled", "published", "static"],
+        help="how stages are weighted; published: SMART-IQA's formula, which smart_iqa_* always "
+        "use (on a ResNet-50 it collapses onto one stage); static: a control, learned weights that "
+        "are the same for all images (default: scaled)",
+    )
+    flag(
+        "--wide",
+        action="store_true",
+        help="a control: the layers and parameters of --use_multiscale, fed by stage 4 only",
+    )
+    flag(
         "--dropout_rate",
         type=number(float, 0, 1, open_end=True),
         metavar="RATE",
@@ -270,6 +282,14 @@ def resolve_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
             parser.error(f"--{name}: --model hyperiqa has no fusion and no attention")
     if args.use_attention and not args.use_multiscale:
         parser.error("--use_attention weights several stages: give --use_multiscale as well")
+    if args.wide and args.use_multiscale:
+        parser.error("--wide is a control without several stages: give it without --use_multiscale")
+    if args.attention == "static" and not args.use_attention:
+        parser.error("--attention static weights the stages: give --use_attention as well")
+    if args.model != "resnet_improved" and (args.wide or args.attention in ("scaled", "static")):
+        parser.error("--wide and --attention are for --model resnet_improved")
+    if args.attention is None:
+        args.attention = "scaled" if args.model == "resnet_improved" else "published"
     if is_hyperiqa and args.dropout_rate is not None:
         parser.error("--dropout_rate: --model hyperiqa has no dropout")
     if args.dropout_rate is None:

@@ -122,12 +122,16 @@ def describe(config: dict) -> str:
 
 HEADER = (
     f"{'epoch':>5}{'loss':>9}{'train SRCC':>12}{'val SRCC':>10}{'PLCC':>8}{'test SRCC':>11}"
-    f"{'PLCC':>8}{'lr':>10}{'lr new':>10}{'crops/s':>9}{'seconds':>9}"
+    f"{'PLCC':>8}{'stages':>8}{'lr':>10}{'lr new':>10}{'crops/s':>9}{'seconds':>9}"
 )
 
 
 def epoch_row(record: dict) -> str:
-    """The console's line for an epoch, under HEADER."""
+    """The console's line for an epoch, under HEADER.
+
+    stages: the effective number of stages that the attention weights, of four.
+    """
+    stages = f"{record['effective_stages']:.2f}" if "effective_stages" in record else "-"
 
     def metric(name: str) -> str:
         value = record.get(name)
@@ -136,7 +140,7 @@ def epoch_row(record: dict) -> str:
     return (
         f"{record['epoch']:>5}{record['loss']:>9.3f}{metric('train_srcc'):>12}"
         f"{metric('val_srcc'):>10}{metric('val_plcc'):>8}{metric('test_srcc'):>11}"
-        f"{metric('test_plcc'):>8}{record['lr_backbone']:>10.2e}{record['lr_new']:>10.2e}"
+        f"{metric('test_plcc'):>8}{stages:>8}{record['lr_backbone']:>10.2e}{record['lr_new']:>10.2e}"
         f"{record['patches_per_second']:>9.1f}{record['seconds']:>9.0f}"
     )
 
