@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets.images import decode
 from errors import DataError, first_line
 from files import locked, replacing, write_atomically
 from progress import Progress
@@ -22,65 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STORE_VERSION = 1  # of the header's format and of what decode() makes of an image
-# How Pillow undoes each EXIF orientation.
-EXIF_TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
-
-
-def decode(path: Path, height: int, width: int) -> np.ndarray:
-    """An image file as uint8 RGB (height, width, 3), rotated as EXIF says and resized bilinearly.
-
-    16-bit grey is scaled to 8 bits; transparent images are put on white; CMYK, grey and palette
-    images become RGB; of several frames the first is taken; smaller images are enlarged. Raises
-    ValueError for pixels of unknown range and truncated JPEGs, and whatever Pillow raises for
-    files that are not complete images.
-    """
-    from PIL import ExifTags, Image
-
-    with Image.open(path) as image:
-        if image.format in ("JPEG", "MPO"):
-            check_jpeg_end(path)
-        image.load()  # rotates a TIFF and removes its orientation tag
-        turn = EXIF_TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-        if image.mode.startswith("I") or image.mode == "F":
-            values = np.asarray(image)
-            low, high = values.min(), values.max()
-            is_8_bit = image.mode == "I" and high < 256  # in 32 bits; as 16-bit it would be black
-            if values.dtype.kind not in "iu" or low < 0 or high > 65535 or is_8_bit:
-                raise ValueError(f"pixels of mode {image.mode} that are not 16-bit grey")
-            image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
-        if turn is not None:
-            image = image.transpose(Image.Transpose[turn])
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(image)
-
-
-def check_jpeg_end(path: Path) -> None:
-    """ValueError if a JPEG has no end marker after its pixels.
-
-    Pillow silently decodes a truncated, zero-padded JPEG to grey.
-    """
-    file, at = path.read_bytes(), 2
-    while file[at : at + 1] == b"\xff" and file[at + 1 : at + 2] != b"\xda":  # up to the pixels
-        if file[at + 1 : at + 2] == b"\xff":  # a fill byte between segments
-            at += 1
-        else:  # skip the segment: it may hold a thumbnail, which has its own end marker
-            at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
-    if file.find(b"\xff\xd9", at) < 0:
-        raise ValueError("a JPEG without an end marker: truncated, or padded with zeros")
 
 
 class PixelStore:

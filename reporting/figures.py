@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 import metrics
+from datasets.images import load_image
 from experiment import BASELINE, CONFIGURATIONS, FULL
 from files import replacing
 from reporting.statistics import Statistics
@@ -228,7 +229,6 @@ def draw_costs(s: Statistics) -> tuple["Canvas", str]:
 
 def draw_contact_sheet(s: Statistics, folder: Path) -> tuple["Canvas | None", str]:
     import matplotlib.pyplot as plt
-    from PIL import Image
 
     if s.splits > 1:
         return None, "No contact sheet: each seed has its own test images."
@@ -239,19 +239,23 @@ def draw_contact_sheet(s: Statistics, folder: Path) -> tuple["Canvas | None", st
     gain = np.abs(base - mos) - np.abs(full - mos)
     order = np.argsort(-gain, kind="stable")
     chosen = [*order[:10], *order[::-1][:10]]
-    absent = [images[i] for i in chosen if not (folder / images[i]).is_file()]
+    pictures, absent = [], []
+    for i in chosen:
+        try:
+            picture = load_image(folder / images[i])
+        except Exception:  # Pillow raises many kinds
+            absent.append(images[i])
+            continue
+        picture.thumbnail((360, 360))
+        pictures.append(picture)
     if absent:
         return None, (
-            f"No contact sheet: {len(absent)} of its 20 photographs are not under {folder} "
-            f"({absent[0]}, ...); give --data_path."
+            f"No contact sheet: {len(absent)} of its 20 photographs are not under {folder}, or "
+            f"can't be read ({absent[0]}, ...); give --data_path."
         )
     figure, panels = plt.subplots(4, 5, figsize=(2 * COLUMN, 6.6))
     for position, (axes, i) in enumerate(zip(panels.flat, chosen)):
-        with Image.open(folder / images[i]) as image:
-            image.draft("RGB", (600, 600))
-            image = image.convert("RGB")
-            image.thumbnail((360, 360))
-            axes.imshow(np.asarray(image))
+        axes.imshow(np.asarray(pictures[position]))
         axes.set_title(
             f"MOS {mos[i]:.0f}: {base[i]:.0f} $\\rightarrow$ {full[i]:.0f}", fontsize=8, pad=2
         )

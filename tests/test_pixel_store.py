@@ -1,4 +1,4 @@
-"""Decoding of each kind of image file, and the store of decoded images."""
+"""The store of decoded images."""
 
 import multiprocessing
 import os
@@ -8,120 +8,13 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
-from torchvision.transforms import functional as transforms
+from PIL import Image
 
 from conftest import photo
 from datasets import pixel_store
+from datasets.images import decode
 from datasets.labels import find_images, fingerprint, read_labels
-from datasets.pixel_store import decode
 from errors import DataError
-
-# Image files
-
-
-def saved(path, image, **options):
-    image.save(path, **options)
-    return decode(path, image.height, image.width)
-
-
-def ramp(mode: str, height: int = 48, width: int = 40) -> np.ndarray:
-    return np.linspace(0, 255, height * width).reshape(height, width).astype(np.uint8)
-
-
-def test_grey_palette_and_cmyk_become_rgb(tmp_path):
-    grey = Image.fromarray(ramp("L"))
-    expected = np.repeat(ramp("L")[..., None], 3, 2)
-    assert (saved(tmp_path / "grey.png", grey) == expected).all()
-    assert (saved(tmp_path / "palette.png", grey.convert("P")) == expected).all()
-    bilevel = saved(tmp_path / "bilevel.png", grey.convert("1"))
-    assert set(np.unique(bilevel)) == {0, 255}
-    red = Image.new("CMYK", (40, 48), (0, 255, 255, 0))
-    pixels = saved(tmp_path / "cmyk.jpg", red, quality=100)
-    assert pixels.shape == (48, 40, 3)
-    assert (np.abs(pixels.astype(int) - (255, 0, 0)) < 6).all()
-
-
-def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
-    wide = ramp("L").astype(np.uint16) * 257
-    for name in ("deep.png", "deep.tif"):
-        pixels = saved(tmp_path / name, Image.fromarray(wide))
-        assert (pixels == np.repeat(ramp("L")[..., None], 3, 2)).all()
-
-
-def test_transparency_is_laid_on_white(tmp_path):
-    image = Image.new("RGBA", (40, 48), (200, 0, 0, 255))
-    image.paste((0, 0, 200, 0), (0, 0, 20, 48))
-    pixels = saved(tmp_path / "a.png", image)
-    assert (pixels[:, :20] == 255).all() and (pixels[:, 20:] == (200, 0, 0)).all()
-    grey = Image.new("LA", (40, 48), (90, 255))
-    assert (saved(tmp_path / "b.png", grey) == 90).all()
-    palette = Image.new("P", (40, 48), 1)
-    palette.putpalette([0, 0, 0, 10, 20, 30])
-    assert (saved(tmp_path / "c.png", palette, transparency=0) == (10, 20, 30)).all()
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    image = Image.new("RGB", (48, 40))
-    image.paste((255, 255, 255), (0, 0, 24, 40))  # left half white
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise: the left side comes to the top
-    image.save(tmp_path / "turned.png", exif=exif)
-    pixels = decode(tmp_path / "turned.png", 48, 40)
-    assert (pixels[:24] == 255).all() and (pixels[24:] == 0).all()
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_is_pillows(tmp_path, orientation):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "a.png", exif=exif)
-    with Image.open(tmp_path / "a.png") as opened:
-        expected = np.asarray(ImageOps.exif_transpose(opened))
-    image.save(tmp_path / "a.tif", exif=exif)  # which Pillow turns by itself
-    for name in ("a.png", "a.tif"):
-        assert (decode(tmp_path / name, *expected.shape[:2]) == expected).all()
-
-
-def test_32_bit_grey_of_unknown_range_is_refused(tmp_path):
-    Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match="not 16-bit grey"):
-        decode(tmp_path / "a.tif", 16, 16)
-
-
-def test_of_several_frames_the_first_counts(tmp_path):
-    frames = [Image.new("RGB", (40, 48), c) for c in ((250, 0, 0), (0, 250, 0))]
-    frames[0].save(tmp_path / "a.mpo", save_all=True, append_images=frames[1:], quality=100)
-    (tmp_path / "a.mpo").rename(tmp_path / "a.jpg")
-    pixels = decode(tmp_path / "a.jpg", 48, 40)
-    assert pixels[..., 0].min() > 240 and pixels[..., 1].max() < 10
-
-
-def test_resize_is_pillows_bilinear_to_height_and_width(tmp_path):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
-    image.save(tmp_path / "a.png")
-    pixels = decode(tmp_path / "a.png", 48, 40)
-    assert (pixels == np.asarray(transforms.resize(image, [48, 40]))).all()
-
-
-def test_whole_jpegs_with_more_around_their_pixels_are_read(tmp_path):
-    path = tmp_path / "photo.jpg"
-    photo(path, 90)
-    whole = path.read_bytes()
-    pixels = decode(path, 48, 40)
-    thumbnail = b"\xff\xe1" + (len(whole) + 2).to_bytes(2, "big") + whole
-    for file in (
-        whole + bytes(5000),  # cameras append films and padding
-        whole + b"\xff\xda more",
-        whole[:2] + thumbnail + whole[2:],
-        whole[:2] + b"\xff\xff" + whole[2:],  # a fill byte
-    ):
-        path.write_bytes(file)
-        assert (decode(path, 48, 40) == pixels).all()
-
-
-# The store
 
 
 def open_store(folder, tmp_path, resize=(48, 40), dataset="biq2021"):
