@@ -37,6 +37,8 @@ LATER_FLAGS = {
     "csv_columns": [],
     "lower_is_better": False,
     "score_range": None,
+    "average_ratings": False,
+    "image_dir": None,
 }
 # How images are prepared for HyperIQA's published weights.
 HYPERIQA_FLAGS = {

@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.flags import HelpFormatter, add_data_flags, add_store_dir, resolve_data_flags
+from datasets.flags import (
+    HelpFormatter,
+    add_data_flags,
+    add_store_dir,
+    resolve_data_flags,
+    with_negative_numbers,
+)
+from datasets.images import load_image, resized
 from datasets.labels import count_splits, load_labels
-from datasets.pixel_store import decode
 from errors import DataError, first_line
 from progress import Progress
 
@@ -31,20 +37,18 @@ def check_images(
 ) -> tuple[dict[tuple[int, int], int], list[str], list[list[str]]]:
     """Decode every image of a label table.
 
-    Returns the number of images of each size (width, height), a line for each bad file, and groups
-    of duplicates: images whose pixels are the same after decoding and resizing.
+    Returns the number of images of each size (width, height, as they are shown), a line for each
+    bad file, and groups of duplicates: images whose pixels are the same after decoding and
+    resizing.
     """
-    from PIL import Image
 
     def check(image: str) -> tuple[tuple[int, int], bytes, str]:
-        path = folder / image
         try:
-            with Image.open(path) as opened:
-                size = opened.size
-            pixels = decode(path, *resize)
+            picture = load_image(folder / image)
+            pixels = resized(picture, *resize)
         except Exception as error:  # Pillow raises many kinds
             return (0, 0), b"", first_line(error)
-        return size, hashlib.sha256(pixels.tobytes()).digest(), ""
+        return picture.size, hashlib.sha256(pixels.tobytes()).digest(), ""
 
     sizes, bad, images_of = {}, [], {}
     images = list(table["image"])
@@ -65,6 +69,9 @@ def print_labels(table: "pd.DataFrame", source: str) -> None:
     counts = count_splits(table)
     print("images      " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
     print("splits      no image is in two splits")
+    if "ratings" in table:
+        ratings, spread = table["ratings"], table["mos_sd"].mean()
+        print(f"ratings     {ratings.min()} to {ratings.max()} per image, mean SD {spread:.2f}")
     mos = table["mos"]
     print(f"MOS         {mos.min():.2f} to {mos.max():.2f}, mean {mos.mean():.2f}")
     histogram, edges = np.histogram(mos, bins=10, range=(0, 100))
@@ -110,7 +117,7 @@ def main() -> int:
     )
     add_data_flags(parser.add_argument)
     add_store_dir(parser.add_argument)
-    args = parser.parse_args()
+    args = parser.parse_args(with_negative_numbers(None))
     resolve_data_flags(parser, args)
     try:
         table, source = load_labels(args)

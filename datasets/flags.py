@@ -5,6 +5,8 @@ Each function takes `add`, the add_argument of a parser or of a group of its fla
 
 import argparse
 import math
+import re
+import sys
 from collections.abc import Callable
 
 from datasets.labels import DATASETS
@@ -35,6 +37,25 @@ def number(
         return value
 
     return parse
+
+
+def with_negative_numbers(argv: list[str] | None) -> list[str]:
+    """The arguments (None: those of the command) as argparse needs them.
+
+    It takes -5 and -2.6 for numbers, but -2.6e0 and -5. for flags, unless a blank is before them.
+    """
+
+    def is_number(text: str) -> bool:
+        try:
+            return text.startswith("-") and math.isfinite(float(text))
+        except ValueError:
+            return False
+
+    plain = re.compile(r"-\d+|-\d*\.\d+")
+    return [
+        f" {text}" if is_number(text) and not plain.fullmatch(text) else text
+        for text in (sys.argv[1:] if argv is None else argv)
+    ]
 
 
 def add_data_flags(add: Callable[..., argparse.Action]) -> None:
@@ -96,7 +117,7 @@ def add_csv_flags(add: Callable[..., argparse.Action], of: str) -> None:
         default=[],
         metavar="KEY=NAME",
         help="names of the table's columns: image=, score=, and if available split=, group= "
-        "(images of one group are kept in one split)",
+        "(images of one group are kept in one split); numbers from 1 for a table without titles",
     )
     add("--lower_is_better", action="store_true", help="the table's scores are DMOS or similar")
     add(
@@ -105,6 +126,16 @@ def add_csv_flags(add: Callable[..., argparse.Action], of: str) -> None:
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="the ends of the scale of the table's scores; they become 0 and 100",
+    )
+    add(
+        "--average_ratings",
+        action="store_true",
+        help="the table has several rows per image: take their mean",
+    )
+    add(
+        "--image_dir",
+        metavar="DIR",
+        help="folder of the images inside the data folder (default: the one that holds them)",
     )
 
 

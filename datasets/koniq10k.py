@@ -1,10 +1,15 @@
 """KonIQ-10k: labels, image releases and splits."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.label_files import as_numbers, first_few, read_csv, read_split_json
+from datasets.label_files import (
+    as_numbers,
+    first_few,
+    read_split_json,
+    read_table,
+    seen_nearby,
+)
 from errors import DataError
 
 if TYPE_CHECKING:
@@ -32,7 +37,6 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
         lists = {part: read_split_json(path) for part, path in jsons.items()}
     table, source = read_koniq_labels(folder, sets, lists)
 
-    release = koniq_release(folder, set(table["name"]))
     parts = {}
     if split == "json":
         parts = {part: set(lists[part]["name"]) for part in lists}
@@ -52,7 +56,7 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
     else:
         table["split"] = "train"
 
-    return table.assign(image=release + "/" + table["name"]), f"{source}; images in {release}/"
+    return table.assign(image=table["name"]), source
 
 
 def koniq_split(folder: Path, split: str) -> str:
@@ -68,7 +72,7 @@ def koniq_split(folder: Path, split: str) -> str:
             "(7,046 / 2,010, the lists of SMART-IQA: github.com/cny123222/Perceptual-IQA-CS3324), "
             "or koniq10k_distributions_sets.csv (the official 7,058 / 1,000 / 2,015, from the "
             "authors: github.com/subpic/koniq, folder metadata), or give --split random for 80/20 "
-            "by --split_seed"
+            f"by --split_seed{seen_nearby(jsons[0]) or seen_nearby(sets_csv)}"
         )
     if split == "json" and missing:
         raise DataError(f"{' and '.join(missing)}: no such file; --split json needs both lists")
@@ -79,7 +83,7 @@ def read_koniq_sets(path: Path) -> "pd.DataFrame | None":
     """Columns image_name, MOS (0..100) and set of the sets CSV; None if there is no such file."""
     if not path.is_file():
         return None
-    sets = read_csv(path, ("image_name", "MOS", "set"))
+    sets = read_table(path, ("image_name", "MOS", "set"))
     sets["MOS"] = as_numbers(sets["MOS"], path)
     unknown = set(sets["set"]) - {"training", "validation", "test"}
     if unknown:
@@ -101,7 +105,7 @@ def read_koniq_labels(
 
     scores_csv = folder / KONIQ_SCORES
     if scores_csv.is_file():
-        table = read_csv(scores_csv, ("image_name", "MOS_zscore"))
+        table = read_table(scores_csv, ("image_name", "MOS_zscore"))
         table.columns = ["name", "mos"]
         table["mos"] = as_numbers(table["mos"], scores_csv)
         if table["mos"].max() <= 5:
@@ -129,6 +133,7 @@ def read_koniq_labels(
     raise DataError(
         f"{folder}: no labels of KonIQ-10k found: add koniq10k_scores_and_distributions.csv "
         "(from database.mmsp-kn.de) or koniq10k_distributions_sets.csv"
+        f"{seen_nearby(scores_csv)}"
     )
 
 
@@ -164,13 +169,3 @@ def check_parts(
             raise DataError(
                 f"{path}: {len(wrong)} scores differ from the labels in the CSV: {first_few(wrong)}"
             )
-
-
-def koniq_release(folder: Path, names: set[str]) -> str:
-    """The image release in the folder, 1024x768 or 512x384; of two, the one with more `names`."""
-    counts = {
-        release: len(names & set(os.listdir(folder / release)))
-        for release in ("1024x768", "512x384")
-        if (folder / release).is_dir()
-    }
-    return max(counts, key=counts.get, default="1024x768")  # on a tie the first

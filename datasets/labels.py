@@ -4,12 +4,11 @@ A label table (pandas) has one row per image: `image` (path inside the data fold
 higher is better) and `split` (train, val, test). It is checked for counts, range and overlap.
 
 To add a data set, write a reader in readers.py, (folder, split mode) -> (label table, description
-of its source), and add it to DATASETS.
+of its source), and add it to DATASETS, with the folders that may hold the images.
 """
 
 import argparse
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 from datasets import readers
 from datasets.koniq10k import read_koniq10k
 from datasets.label_files import SPLITS, first_few
+from datasets.places import find_images, find_place
 from datasets.readers import CsvOptions, csv_options
 from errors import DataError
 
@@ -36,6 +36,7 @@ class DataSet(NamedTuple):
     val_fraction: float  # fraction of training used for validation if there is no such split
     published: tuple[tuple[int, int, int], ...]  # train, val, test counts of the known splits
     images: int | None = None  # number of images, for data sets without a split
+    places: tuple[str, ...] | None = ("",)  # folders of the images; None: whichever holds them
 
 
 DATASETS = {
@@ -45,17 +46,22 @@ DATASETS = {
         (512, 384),
         0.0,
         ((7046, 1000, 2010), (7046, 0, 2010), (7058, 1000, 2015), (8058, 0, 2015)),
+        places=("1024x768", "512x384"),
     ),
-    "biq2021": DataSet(readers.read_biq2021, (512, 512), 0.1, ((10000, 0, 2000),)),
-    "spaq": DataSet(readers.read_spaq, (512, 384), 0.0, (), 11_125),
-    "kadid-10k": DataSet(readers.read_kadid10k, (384, 512), 0.0, (), 10_125),
-    "agiqa-3k": DataSet(readers.read_agiqa3k, (512, 512), 0.0, (), 2_982),
-    "live-challenge": DataSet(readers.read_live_challenge, (500, 500), 0.0, (), 1_162),
+    "biq2021": DataSet(
+        readers.read_biq2021, (512, 512), 0.1, ((10000, 0, 2000),), places=("Images",)
+    ),
+    "spaq": DataSet(readers.read_spaq, (512, 384), 0.0, (), 11_125, ("TestImage", "")),
+    "kadid-10k": DataSet(readers.read_kadid10k, (384, 512), 0.0, (), 10_125, ("images",)),
+    "agiqa-3k": DataSet(
+        readers.read_agiqa3k, (512, 512), 0.0, (), 2_982, ("", "AGIQA-3K", "images")
+    ),
+    "live-challenge": DataSet(readers.read_live_challenge, (500, 500), 0.0, (), 1_162, ("Images",)),
     "live": DataSet(readers.read_live, (512, 768), 0.0, (), 779),
-    "csiq": DataSet(readers.read_csiq, (512, 512), 0.0, (), 866),
-    "tid2013": DataSet(readers.read_tid2013, (384, 512), 0.0, (), 3_000),
-    "bid": DataSet(readers.read_bid, (512, 512), 0.0, (), 586),
-    "csv": DataSet(readers.read_own_csv, (512, 512), 0.0, ()),
+    "csiq": DataSet(readers.read_csiq, (512, 512), 0.0, (), 866, ("dst_imgs", "dst_imgs_all")),
+    "tid2013": DataSet(readers.read_tid2013, (384, 512), 0.0, (), 3_000, ("distorted_images",)),
+    "bid": DataSet(readers.read_bid, (512, 512), 0.0, (), 586, ("", "ImageDatabase")),
+    "csv": DataSet(readers.read_own_csv, (512, 512), 0.0, (), places=None),
 }
 
 
@@ -74,12 +80,14 @@ def read_labels(
     'random' (80/20 by `split_seed`). val_fraction: the fraction of the training images used for
     validation, drawn by `split_seed`, if the data set has no validation images; None takes the data
     set's default. Images of one reference (column group) are kept in one split. own_csv: the table
-    of data set 'csv'. Raises DataError for everything that is wrong with the files.
+    of data set 'csv' and, for all data sets, the folder of the images (image_dir). If it averages
+    ratings, the table also has `mos_sd` and `ratings`. Raises DataError for everything that is
+    wrong with the files.
     """
-    folder = check_folder(dataset, data_path)
+    folder, own_csv = check_folder(dataset, data_path), own_csv or CsvOptions()
     known = DATASETS[dataset]
     if dataset == "csv":
-        table, source = known.read(folder, own_csv or CsvOptions())
+        table, source = known.read(folder, own_csv)
     else:
         table, source = known.read(folder, split)
     if known.images is not None and len(table) != known.images:
@@ -87,11 +95,16 @@ def read_labels(
             f"{folder}: its label files name {len(table):,} images, and {dataset} has "
             f"{known.images:,}: they are of another release, or incomplete"
         )
-    group = table["group"] if "group" in table else table["image"]
-    table = table[["image", "mos", "split"]].assign(group=group)
+    check_labels(table, folder)
+    place = find_place(table["image"], folder, known.places, own_csv.image_dir)
+    if known.places is None or len(known.places) > 1 or own_csv.image_dir:
+        source += f"; images in {place or '.'}/"
+    table = table.assign(image=(f"{place}/" if place else "") + table["image"])
+    table["group"] = groups_of(table)
+    columns = ["image", "mos", "split", "group", "mos_sd", "ratings"]
+    table = table[[column for column in columns if column in table]]
     table = table.sort_values("image", ignore_index=True)
     table["mos"] = table["mos"].round(9)  # 56.29, not 100 * 0.5629 = 56.28999999999999
-    check_labels(table, folder)
 
     rng = np.random.default_rng(split_seed)
     groups = np.unique(table["group"].astype(str), return_inverse=True)[1]
@@ -120,6 +133,14 @@ def read_labels(
 
     check_splits(table, folder)
     return table.drop(columns="group"), source
+
+
+def groups_of(table: "pd.DataFrame") -> "pd.Series":
+    """The group of each image: that of its column, or its own where there is none."""
+    if "group" not in table:
+        return table["image"]
+    groups = table["group"].astype(str).str.strip()
+    return groups.mask(groups == "", "image " + table["image"])
 
 
 def check_folder(dataset: str, data_path: str | Path) -> Path:
@@ -168,49 +189,6 @@ def check_splits(table: "pd.DataFrame", folder: Path) -> None:
     for name in ("train", "test"):
         if not (table["split"] == name).any():
             raise DataError(f"{folder}: no {name} images are left by this split")
-
-
-def find_images(table: "pd.DataFrame", data_path: str | Path) -> "pd.DataFrame":
-    """The label table with each image's name as it is on disk; upper and lower case may differ.
-
-    Raises DataError for missing images (their number, the first names, and where they should lie),
-    and for files that are links to places outside the folder. Its subfolders may be links.
-    """
-    folder = Path(data_path)
-    found, missing, away = [], [], []
-    directories = table["image"].str.rpartition("/")[0]
-    for directory, images in table.groupby(directories)["image"]:
-        inside = folder.resolve(), (folder / directory).resolve()
-        listed = os.listdir(folder / directory) if (folder / directory).is_dir() else []
-        exact, lowered = set(listed), {}
-        for name in listed:
-            lowered.setdefault(name.lower(), []).append(name)
-        for row, image in images.items():
-            name = image.rpartition("/")[2]
-            alike = [name] if name in exact else lowered.get(name.lower(), [])
-            if len(alike) == 1:
-                path = folder / directory / alike[0]
-                if path.is_symlink() and not any(map(path.resolve().is_relative_to, inside)):
-                    away.append(image)
-                found.append((row, f"{directory}/{alike[0]}" if directory else alike[0]))
-            else:
-                missing.append(image)
-    if missing:
-        raise DataError(
-            f"{len(missing):,} of {len(table):,} images are missing: {first_few(missing)}; they "
-            f"should lie under {folder.resolve()} (README.md, 'Data', says where they come from)"
-        )
-    if away:
-        raise DataError(
-            f"{folder}: {len(away):,} images are links to places outside it: {first_few(away)}; "
-            "put the files themselves there"
-        )
-    table = table.copy()
-    table["image"] = dict(found)
-    twice = table["image"][table["image"].duplicated()]
-    if len(twice):
-        raise DataError(f"{folder}: two labels fit one file each: {first_few(twice)}")
-    return table
 
 
 def count_splits(table: "pd.DataFrame") -> dict[str, int]:

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from datasets.label_files import (
+    SPLIT_NAMES,
     SPLITS,
     as_numbers,
+    as_splits,
     first_few,
-    read_csv,
     read_mat,
-    read_sheet,
+    read_rows,
+    read_table,
     read_words,
     scaled,
+    sheet_or_csv,
 )
+from datasets.places import as_path
 from errors import DataError
 
 if TYPE_CHECKING:
@@ -39,48 +43,28 @@ def read_biq2021(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
     tables = []
     for name in ("train", "test"):
         path = folder / f"{name.title()} (Images and MOS).csv"
-        if not path.is_file():
-            raise DataError(
-                f"{path}: no such file; BIQ2021 is Images/ and two lists of images and MOS"
-            )
-        table = read_csv(path, ("Image Name", "MOS"))
+        table = read_table(path, ("Image Name", "MOS"))
         mos = as_numbers(table["MOS"], path)
         if not mos.between(0, 1).all():
             raise DataError(f"{path}: its MOS reach from {mos.min()} to {mos.max()}, not 0..1")
-        tables.append(
-            pd.DataFrame(
-                {"image": "Images/" + table["Image Name"], "mos": mos * 100, "split": name}
-            )
-        )
+        table = pd.DataFrame({"image": table["Image Name"], "mos": mos * 100, "split": name})
+        tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     return table, "MOS of the Train and Test CSVs; the same two files"
 
 
 def label_table(
-    names: Iterable,
-    scores: "pd.Series",
-    folder: Path,
-    places: tuple[str, ...],
-    groups: Iterable | None = None,
+    names: Iterable, scores: "pd.Series", folder: Path, groups: Iterable | None = None
 ) -> "pd.DataFrame":
     """A label table without a split: image, mos, split ('train') and, if given, group.
 
-    places: subfolders in which the images may lie; the first one that contains the first image is
-    used for all. groups: for each image the name of its reference or prompt.
+    groups: for each image the name of its reference or prompt.
     """
     import pandas as pd
 
-    names = [str(name).strip().replace("\\", "/") for name in names]
+    names = [as_path(name, folder) for name in names]
     table = pd.DataFrame({"image": names, "mos": scores, "split": "train"})
-    if groups is not None:
-        table["group"] = groups
-    first = names[0].rsplit("/", 1)[-1].lower() if names else ""
-    for place in places:
-        if (folder / place).is_dir() and first in map(str.lower, os.listdir(folder / place)):
-            break
-    else:
-        place = places[0]
-    return table.assign(image=[f"{place}/{name}" if place else name for name in names])
+    return table if groups is None else table.assign(group=groups)
 
 
 def read_spaq(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
@@ -89,13 +73,10 @@ def read_spaq(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     Labels: 'Image name' and 'MOS' of 'Annotations/MOS and Image attribute scores.xlsx' (or the
     .csv file of the same name); photographs in TestImage/.
     """
-    path = folder / "Annotations" / "MOS and Image attribute scores.xlsx"
-    sheet = read_sheet(path)
-    missing = {"Image name", "MOS"} - set(sheet.columns)
-    if missing:
-        raise DataError(f"{path}: has no column {' or '.join(sorted(missing))}")
+    path = sheet_or_csv(folder / "Annotations" / "MOS and Image attribute scores.xlsx")
+    sheet = read_table(path, ("Image name", "MOS"))
     mos = scaled(as_numbers(sheet["MOS"], path), 0, 100, path)
-    return label_table(sheet["Image name"], mos, folder, ("TestImage", "")), "MOS of the SPAQ sheet"
+    return label_table(sheet["Image name"], mos, folder), "MOS of the SPAQ sheet"
 
 
 def read_kadid10k(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
@@ -104,9 +85,9 @@ def read_kadid10k(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     Labels: `dmos` of dmos.csv, 1..5; despite its name, higher is better. Images in images/.
     """
     path = folder / "dmos.csv"
-    table = read_csv(path, ("dist_img", "ref_img", "dmos"))
+    table = read_table(path, ("dist_img", "ref_img", "dmos"))
     mos = scaled(as_numbers(table["dmos"], path), 1, 5, path)
-    table = label_table(table["dist_img"], mos, folder, ("images",), table["ref_img"])
+    table = label_table(table["dist_img"], mos, folder, table["ref_img"])
     return table, "dmos of dmos.csv"
 
 
@@ -117,11 +98,9 @@ def read_agiqa3k(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     prompt are one group.
     """
     path = folder / "data.csv"
-    table = read_csv(path, ("name", "prompt", "mos_quality"))
+    table = read_table(path, ("name", "prompt", "mos_quality"))
     mos = scaled(as_numbers(table["mos_quality"], path), 0, 5, path)
-    places = ("", "AGIQA-3K", "images")
-    table = label_table(table["name"], mos, folder, places, table["prompt"])
-    return table, "mos_quality of data.csv"
+    return label_table(table["name"], mos, folder, table["prompt"]), "mos_quality of data.csv"
 
 
 def read_live_challenge(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
@@ -137,7 +116,7 @@ def read_live_challenge(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     mos = pd.Series(read_mat(path, "AllMOS_release")[7:].astype(float))
     if len(mos) != len(names):
         raise DataError(f"{path}: {len(mos)} scores for {len(names)} images")
-    return label_table(names, scaled(mos, 0, 100, path), folder, ("Images",)), "AllMOS_release.mat"
+    return label_table(names, scaled(mos, 0, 100, path), folder), "AllMOS_release.mat"
 
 
 LIVE_TYPES = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
@@ -159,7 +138,7 @@ def read_live(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     if not len(dmos) == len(orgs) == len(references) == len(names):
         raise DataError(f"{path}: {len(dmos)} scores, and LIVE release 2 has {len(names)} entries")
     mos = scaled(pd.Series(dmos.astype(float)), -5, 115, path, lower_is_better=True)
-    table = label_table(names, mos, folder, ("",), references)
+    table = label_table(names, mos, folder, references)
     return table[orgs == 0], "dmos_new of dmos_realigned.mat, lower is better"
 
 
@@ -176,11 +155,8 @@ def read_csiq(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     if (folder / "dst_imgs").is_dir():
         listed = {d.lower(): d for d in os.listdir(folder / "dst_imgs")}
         kinds = [[*name.split("."), ""][1] for name in names]
-        names = [f"dst_imgs/{listed.get(k.lower(), k)}/{n}" for k, n in zip(kinds, names)]
-        table = label_table(names, mos, folder, ("",), references)
-    else:
-        table = label_table(names, mos, folder, ("dst_imgs_all",), references)
-    return table, "DMOS of csiq_label.txt, lower is better"
+        names = [f"{listed.get(k.lower(), k)}/{n}" for k, n in zip(kinds, names)]
+    return label_table(names, mos, folder, references), "DMOS of csiq_label.txt, lower is better"
 
 
 def read_tid2013(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
@@ -192,8 +168,7 @@ def read_tid2013(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     names, mos = read_words(folder / "mos_with_names.txt", name_first=False)
     mos = scaled(mos, 0, 9, folder / "mos_with_names.txt")
     references = [name.split("_")[0].lower() for name in names]
-    table = label_table(names, mos, folder, ("distorted_images",), references)
-    return table, "mos_with_names.txt"
+    return label_table(names, mos, folder, references), "mos_with_names.txt"
 
 
 def read_bid(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
@@ -202,14 +177,15 @@ def read_bid(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     Labels: the first two columns (image number, MOS) of DatabaseGrades.xlsx, below one title row;
     photographs DatabaseImage0001.JPG and so on, beside it or in ImageDatabase/.
     """
-    path = folder / "DatabaseGrades.xlsx"
-    sheet = read_sheet(path).dropna(how="all")
-    if sheet.shape[1] < 2:
+    import pandas as pd
+
+    path = sheet_or_csv(folder / "DatabaseGrades.xlsx")
+    rows = read_rows(path)[0][1:]
+    if any(len(row) < 2 for row in rows):
         raise DataError(f"{path}: has fewer than two columns; image number and MOS are needed")
-    image_numbers, mos = (as_numbers(sheet.iloc[:, i], path) for i in (0, 1))
+    image_numbers, mos = (as_numbers(pd.Series([row[i] for row in rows]), path) for i in (0, 1))
     names = [f"DatabaseImage{int(n):04d}.JPG" for n in image_numbers]
-    mos = scaled(mos, 0, 5, path)
-    return label_table(names, mos, folder, ("", "ImageDatabase")), "DatabaseGrades.xlsx"
+    return label_table(names, scaled(mos, 0, 5, path), folder), "DatabaseGrades.xlsx"
 
 
 class CsvOptions(NamedTuple):
@@ -219,6 +195,8 @@ class CsvOptions(NamedTuple):
     csv_columns: Sequence[str] = ()  # KEY=NAME, where KEY is image, score, split or group
     lower_is_better: bool = False
     score_range: tuple[float, float] | None = None
+    average_ratings: bool = False
+    image_dir: str | None = None  # of any data set
 
 
 def csv_options(args: argparse.Namespace) -> CsvOptions:
@@ -230,37 +208,32 @@ def read_own_csv(folder: Path, options: CsvOptions) -> tuple["pd.DataFrame", str
     """Your own table: columns image and score, and optionally split (train, val, test) and group.
 
     Image paths are relative to the data folder, or to the subfolder that contains the images.
-    Scores on a scale other than 0..100 need `score_range`.
+    Scores on a scale other than 0..100 need `score_range`. With `average_ratings`, an image may
+    have several rows: its mean counts, and the columns `mos_sd` (the standard deviation of its
+    ratings, on 0..100) and `ratings` (their number) are added.
     """
     import pandas as pd
 
     if not options.csv:
         raise DataError("--dataset csv: name the table with --csv FILE, or train=FILE test=FILE")
-    columns = {"image": "image", "score": "score"}
-    for entry in options.csv_columns:
-        key, equals, name = entry.partition("=")
-        if not equals or key not in ("image", "score", "split", "group"):
-            raise DataError(
-                f"--csv_columns {entry}: takes KEY=NAME, with KEY image, score, split or group"
-            )
-        columns[key] = name
+    columns = columns_of(options.csv_columns)
     tables = []
     for entry in options.csv:
         part, equals, name = entry.partition("=")
-        if equals and part not in SPLITS:
+        part, name = (SPLIT_NAMES.get(part.lower()), name) if equals else ("", entry)
+        if part is None:
             raise DataError(f"--csv {entry}: takes FILE, or SPLIT=FILE with {', '.join(SPLITS)}")
-        part, name = (part, name) if equals else ("", entry)
         path = folder / name
-        texts = read_csv(path, columns.values())
+        texts = read_table(path, columns.values())
         table = pd.DataFrame({key: texts[name] for key, name in columns.items()})
+        table["image"] = [as_path(name, folder) for name in table["image"]]
         table["score"] = as_numbers(table["score"], path)
         if part and "split" in columns:
             raise DataError(f"--csv {entry}: the split is named twice, by {part}= and by a column")
+        if "split" in columns:
+            table["split"] = as_splits(table["split"], path)
         tables.append(table.assign(split=part) if part else table)
     table = pd.concat(tables, ignore_index=True)
-    unknown = set(table["split"]) - set(SPLITS) if "split" in table else set()
-    if unknown:
-        raise DataError(f"--csv: splits other than train, val, test: {first_few(unknown)}")
 
     low, high = options.score_range or (0, 100)
     if options.score_range is None and len(table) and table["score"].max() <= 10:
@@ -269,11 +242,47 @@ def read_own_csv(folder: Path, options: CsvOptions) -> tuple["pd.DataFrame", str
             "give the ends of their scale with --score_range LOW HIGH"
         )
     mos = scaled(table["score"], low, high, folder, lower_is_better=options.lower_is_better)
-    inside = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    found = label_table(table["image"], mos, folder, ("", *inside), table.get("group"))
-    if "/" in str(table["image"].iloc[0] if len(table) else ""):
-        found["image"] = [str(name).strip() for name in table["image"]]  # paths, not names
-    if "split" in table:
-        found["split"] = table["split"]
+    table = table.drop(columns="score").assign(mos=mos)
+    table = table if "split" in table else table.assign(split="train")
     scale = f"{low:g}..{high:g}, {'lower' if options.lower_is_better else 'higher'} is better"
-    return found, f"{columns['score']} ({scale}) of {', '.join(options.csv)}"
+    source = f"{columns['score']} ({scale}) of {', '.join(options.csv)}"
+    if options.average_ratings:
+        return average_ratings(table, folder), f"means of {source}"
+    several = table["image"][table["image"].duplicated()].unique()
+    if len(several):
+        raise DataError(
+            f"{folder}: {len(several):,} images have two labels or more: {first_few(several)}; "
+            "--average_ratings takes the mean of an image's rows"
+        )
+    return table, source
+
+
+def columns_of(entries: Sequence[str]) -> dict[str, str]:
+    """The table's columns by their keys: image, score and, if they are named, split and group."""
+    columns = {"image": "image", "score": "score"}
+    for entry in entries:
+        key, equals, name = entry.partition("=")
+        if not equals or key not in ("image", "score", "split", "group"):
+            raise DataError(
+                f"--csv_columns {entry}: takes KEY=NAME, with KEY image, score, split or group"
+            )
+        columns[key] = name
+    return columns
+
+
+def average_ratings(table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
+    """One row per image: the mean of its rows' mos, their standard deviation and number.
+
+    The standard deviation is that of a sample; NaN for a single rating. Raises DataError if rows
+    of one image name different splits or groups.
+    """
+    rows = table.groupby("image")
+    for column in set(table) & {"split", "group"}:
+        differing = rows[column].nunique()
+        if (differing > 1).any():
+            names = first_few(differing.index[differing > 1])
+            raise DataError(f"{folder}: rows of one image name several {column}s: {names}")
+    means = rows.first().assign(
+        mos=rows["mos"].mean(), mos_sd=rows["mos"].std(), ratings=rows["mos"].size()
+    )
+    return means.reset_index()

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -94,7 +94,7 @@ def check_sets_csv(content: bytes) -> bool:
             assert "\n" not in str(error).strip() or "CSV" in str(error)
             return False
     rows = as_written(content, "image_name", "MOS")
-    wanted = {f"1024x768/{r['image_name']}": float(r["MOS"]) for r in rows}
+    wanted = {f"1024x768/{r['image_name']}": float(r["MOS"].replace(",", ".")) for r in rows}
     assert len(table) == len(rows) == len(wanted)
     assert dict(zip(table["image"], table["mos"])) == pytest.approx(wanted, abs=1e-8)
     splits = {"training": "train", "validation": "val", "test": "test"}
@@ -136,7 +136,12 @@ def check_own_csv(content: bytes) -> bool:
         except DataError:
             return False
     rows = as_written(content, "image_name", "MOS")
-    wanted = {r["image_name"].strip(): float(r["MOS"]) for r in rows}
+    wanted = {
+        str(PurePosixPath(r["image_name"].strip().replace("\\", "/"))): float(
+            r["MOS"].replace(",", ".")
+        )
+        for r in rows
+    }
     assert dict(zip(table["image"], table["mos"])) == pytest.approx(wanted, abs=1e-8)
     return True
 

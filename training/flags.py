@@ -10,6 +10,7 @@ from datasets.flags import (
     add_store_dir,
     number,
     resolve_data_flags,
+    with_negative_numbers,
 )
 from experiment import MODELS, PRESETS, configuration_name
 
@@ -262,6 +263,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "time)",
     )
 
+    argv = with_negative_numbers(argv)
     preset = parser.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESETS.get(preset, {}))
     args = parser.parse_args(argv)
