@@ -13,6 +13,8 @@ from errors import WeightsError, first_line
 
 NAMES = {"resnet50": "ResNet-50", "swin_t": "Swin-T", "swin_s": "Swin-S", "swin_b": "Swin-B"}
 CLASSIFIERS = ("fc.", "head.")  # torchvision's, not used here
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts save weights under
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 
 
 def load_backbone_weights(
@@ -73,8 +75,7 @@ def check_backbone_weights(
     with torch.device("meta"):
         wanted = torchvision.models.get_model(architecture, weights=None).state_dict()
     wanted = {k: v for k, v in wanted.items() if not k.startswith(CLASSIFIERS)}
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    state = unwrapped(state, path)
     wrong = misfits(state, wanted)
     extra = [k for k in state if k not in wanted and not str(k).startswith(CLASSIFIERS)]
     if wrong or extra:
@@ -84,6 +85,23 @@ def check_backbone_weights(
             f"({', '.join(map(str, extra[:3]))}...)"
         )
     return {k: v for k, v in state.items() if not str(k).startswith(CLASSIFIERS)}
+
+
+def unwrapped(state: object, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds, under the names of the network itself.
+
+    It may be an entry of a checkpoint, and its names may have the prefixes of DataParallel and
+    torch.compile. Raises WeightsError if there is none.
+    """
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    for name in WRAPPERS:
+        if isinstance(state.get(name), dict):
+            return unwrapped(state[name], path)
+    for prefix in PREFIXES:
+        if state and all(str(key).startswith(prefix) for key in state):
+            return unwrapped({str(k).removeprefix(prefix): v for k, v in state.items()}, path)
+    return state
 
 
 def misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

@@ -29,7 +29,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from backbone_weights import load_backbone_weights, load_tensors, misfits
+from backbone_weights import load_backbone_weights, load_tensors, misfits, unwrapped
 from errors import WeightsError
 from experiment import CONFIGURATIONS, MODELS, configuration_name
 from models_resnet_improved import (
@@ -302,9 +302,7 @@ def load_hyperiqa(path: str | Path) -> HyperIQA:
     """
     if not Path(path).is_file():
         raise WeightsError(f"{path}: no such file")
-    state = load_tensors(Path(path))
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path}: holds a {type(state).__name__}, not a state dict")
+    state = unwrapped(load_tensors(Path(path)), Path(path))
     try:
         converted = convert_hyperiqa(state)
     except WeightsError as error:

@@ -35,9 +35,11 @@ from datasets.flags import (
     add_store_dir,
     check_csv_flags,
     number,
+    with_negative_numbers,
 )
+from datasets.images import decode, load_image, resized
 from datasets.labels import DATASETS
-from datasets.pixel_store import decode
+from datasets.places import images_in
 from datasets.readers import CsvOptions, csv_options
 from devices import is_out_of_memory
 from errors import DataError, RunError, first_line
@@ -57,12 +59,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".mpo"}
-
 
 def score_images(
     model: "nn.Module",
-    paths: list[str | Path],
+    paths: str | Path | list[str | Path],
     *,
     test_crop: str = "grid",
     test_patch_num: int | None = None,
@@ -73,9 +73,10 @@ def score_images(
 ) -> "pd.DataFrame":
     """A table with one row per path: path, score, w1..w4 (if the model has attention), and error.
 
-    Images are decoded, resized, cropped and normalised as the model's checkpoint says. All images
-    get the same crops, so that a score depends on its image alone. test_crop: 'grid', 'center', or
-    'random' (drawn once). test_patch_num: crops per image, None for those of the training.
+    paths: a list of files, or one file. Images are decoded, resized, cropped and normalised as the
+    model's checkpoint says. All images get the same crops, so that a score depends on its image
+    alone. test_crop: 'grid', 'center', or 'random' (drawn once). test_patch_num: crops per image,
+    None for those of the training.
     amp: 'auto', 'bf16', 'fp16' or 'off', see evaluation.precision_of. show: print progress.
     each: called as each(path, scores (P,), plan (P, 4)) for every image that was scored.
     An unreadable file has no score (NaN), and its error says why. Raises RunError if
@@ -83,6 +84,7 @@ def score_images(
     """
     import pandas as pd
 
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     flags = model.config["flags"]
     device = next(model.parameters()).device
     per_image = crops_of_each(test_crop, test_patch_num, flags["test_patch_num"])
@@ -161,23 +163,26 @@ def crop_batches(
         yield as_batch(crops)
 
 
-def find_files(given: list[Path]) -> list[Path]:
+def find_files(given: list[Path]) -> tuple[list[Path], list[str]]:
     """The given files, and the images inside the given folders (recursive, sorted).
 
-    Raises RunError for what does not exist and for folders without images.
+    Returns them, and a sentence for each folder of which something was left out. Raises RunError
+    for what does not exist and for folders without images.
     """
-    files = []
+    files, notes = [], []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside, left_out = images_in(path)
             if not inside:
-                raise RunError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
+                raise RunError(f"{path}: no images in this folder ({left_out or 'it is empty'})")
+            if left_out:
+                notes.append(f"{path}: not scored: {left_out}")
             files += inside
         elif path.exists():
             files.append(path)
         else:
             raise RunError(f"{path}: no such file or folder")
-    return files
+    return files, notes
 
 
 def write_heatmap(
@@ -201,9 +206,8 @@ def write_heatmap(
         count[top : top + size, left : left + size] += 1
     with np.errstate(invalid="ignore"):
         means = total / count  # NaN where there is no crop
-    image = decode(path, height, width)
-    with Image.open(path) as original:
-        wide, high = original.size
+    original = load_image(path)
+    image, (wide, high) = resized(original, height, width), original.size
     shape = {"extent": (0, wide, high, 0)}
     figure, panels = plt.subplots(
         1, 2, figsize=(8, 4 * min(2.0, high / wide) + 0.5), layout="constrained"
@@ -282,7 +286,7 @@ def parse_args() -> argparse.Namespace:
         default="auto",
         help="precision; auto: as in the checkpoint's training",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(with_negative_numbers(None))
     if bool(args.images) == bool(args.test_on):
         parser.error("give images or folders to score, or --test_on NAME=DIR")
     if args.images and len(args.checkpoint) > 1:
@@ -303,7 +307,7 @@ def parse_args() -> argparse.Namespace:
 
 def score(args: argparse.Namespace) -> int:
     """Score images and print or write the scores; 1 if an image could not be read."""
-    files = find_files(args.images)
+    files, notes = find_files(args.images)
     model = load_model(args.checkpoint[0], args.device, published=args.model)
     each = None
     if args.heatmap:
@@ -332,6 +336,8 @@ def score(args: argparse.Namespace) -> int:
             print(f"{row['path']}\t{row['score']:.4f}{shares}")
     for row in bad.itertuples():
         print(f"error: {row.path}: {row.error}", file=sys.stderr)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     return 1 if len(bad) else 0
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-from backbone_weights import load_tensors
+from backbone_weights import load_backbone_weights, load_tensors
 from errors import RunError, WeightsError
 from models_resnet_improved import ResNetImproved
 
@@ -32,6 +32,16 @@ def test_weights_from_a_file_reach_the_backbone(tmp_path, resnet50_state):
     torch.testing.assert_close(
         model.backbone.stage4[2].conv3.weight, resnet50_state["layer4.2.conv3.weight"]
     )
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_that_a_training_script_has_wrapped(tmp_path, resnet50_state, wrapper, prefix):
+    state = {prefix + name: tensor for name, tensor in resnet50_state.items()}
+    torch.save({"epoch": 90, wrapper: state} if wrapper else state, tmp_path / "resnet50.pth")
+    loaded = load_backbone_weights(tmp_path / "resnet50.pth")
+    plain = {k: v for k, v in resnet50_state.items() if not k.startswith("fc.")}
+    assert loaded.keys() == plain.keys() and all((loaded[k] == plain[k]).all() for k in plain)
 
 
 def test_imagenet_weights_come_from_torchvisions_cache(tmp_path, monkeypatch, resnet50_state):

@@ -204,6 +204,8 @@ def test_other_files_are_not_taken_for_it(published, tmp_path):
     torch.save(published[1] | {"res.lda1_fc.bias": "text"}, path)
     with pytest.raises(WeightsError, match=r"1 tensors missing.*local_distortion\.read\.0\.bias"):
         hyper.load_hyperiqa(path)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in published[1].items()}}, path)
+    hyper.load_hyperiqa(path)  # the published weights, as a training script saves them
     with pytest.raises(WeightsError, match=r"nowhere\.pkl: no such file$"):
         hyper.load_hyperiqa(tmp_path / "nowhere.pkl")
     path.write_bytes(b"nothing")

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import predict_resnet_improved as predict
 from checkpoints import predicted
@@ -78,6 +80,61 @@ def test_heatmaps_are_one_for_each_image(checkpoint, tmp_path, capsys):
         "--heatmap", tmp_path / "maps", "--test_patch_num", 4,
     )  # fmt: skip
     assert len(list((tmp_path / "maps").glob("*same.png.png"))) == 2
+
+
+def test_a_heatmap_shows_a_portrait_photograph_upright(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    flags = {"resize": (48, 40), "patch_size": 32}
+    plan = np.array([[0, 0, 0, 0], [0, 16, 8, 0]])
+    maps = []
+    for folder, image, options in (
+        ("upright", pixels, {}),
+        ("turned", np.rot90(pixels), {"exif": exif}),
+    ):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(image).save(tmp_path / folder / "a.png", **options)
+        predict.write_heatmap(
+            tmp_path / folder, tmp_path / folder / "a.png", np.array([20.0, 80.0]), plan, flags
+        )
+        (written,) = (tmp_path / folder).glob("*a.png.png")
+        maps.append(np.asarray(Image.open(written)))
+    assert (maps[0] == maps[1]).all()
+
+
+def test_one_path_is_scored_as_a_list_of_one(checkpoint, tmp_path):
+    photo(tmp_path / "a.png", 90)
+    model = predict.load_model(checkpoint, "cpu")
+    alone = predict.score_images(model, str(tmp_path / "a.png"), test_patch_num=4)
+    assert alone.equals(predict.score_images(model, [tmp_path / "a.png"], test_patch_num=4))
+
+
+def test_a_folder_scan_takes_what_can_be_read_and_says_what_it_leaves_out(
+    checkpoint, tmp_path, capsys
+):
+    folder = tmp_path / "in"
+    photo(folder / "a.png", 90)
+    for name in ("a.jfif", "a.jpe", "a.avif", "a.jp2", "a.pgm", "a.tga", "a.webp", "A.TIF"):
+        Image.open(folder / "a.png").convert("L").save(folder / name)
+    photo(tmp_path / "elsewhere" / "linked.png", 90)
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(folder)
+    for name in ("._a.png", "@eaDir/a.png", ".ipynb_checkpoints/a-checkpoint.png"):
+        photo(folder / name, 90)
+    (folder / "notes.txt").write_text("text")
+    (folder / "b.heic").write_text("no kind that Pillow reads by itself")
+    said = predicted(capsys, "--checkpoint", checkpoint, folder, "--test_patch_num", 1)
+    scored = [Path(line.split("\t")[0]).name for line in said.out.splitlines()]
+    assert scored == [
+        "A.TIF", "a.avif", "a.jfif", "a.jp2", "a.jpe", "a.pgm", "a.png", "a.tga", "a.webp",
+        "linked.png",
+    ]  # fmt: skip
+    assert "3 hidden (._a.png, .ipynb_checkpoints, @eaDir)" in said.err
+    assert "1 linked here twice (again)" in said.err
+    assert "2 of kinds that Pillow does not read (.heic, .txt)" in said.err
+    said = predicted(capsys, "--checkpoint", checkpoint, folder / "@eaDir", "--test_patch_num", 1)
+    assert said.err == "" and len(said.out.splitlines()) == 1  # a folder that is given is taken
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -185,3 +186,12 @@ def test_source_files_are_ascii():
     for path in [f for place in places for f in ROOT.glob(f"{place}.py")] + [*ROOT.glob("*.sh")]:
         if path.name != "test_readme.py":
             assert path.read_text().isascii(), path.name
+
+
+def test_scripts_have_the_line_ends_that_bash_needs():
+    scripts = ["run_resnet_ablation.sh", "slurm/ablation.sbatch", ".ci/run"]
+    command = ["git", "-C", str(ROOT), "check-attr", "eol", *scripts]
+    said = subprocess.run(command, capture_output=True, text=True)
+    if said.returncode:
+        pytest.skip("not a git checkout")
+    assert said.stdout.splitlines() == [f"{script}: eol: lf" for script in scripts]
