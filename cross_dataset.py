@@ -51,7 +51,9 @@ def test_on(
     """
     device, options = next(model.parameters()).device, argparse.Namespace(**model.config["flags"])
     options.data_path, options.resize = data_path, tuple(options.resize)
-    given = own_csv if own_csv and dataset == "csv" else CsvOptions()
+    given = own_csv or CsvOptions()
+    if dataset != "csv":
+        given = CsvOptions(image_dir=given.image_dir)
     table, source = labels_to_test(model.config, options, dataset, given, split)
     if options.patch_size > min(options.resize):
         raise RunError(
@@ -103,7 +105,10 @@ def labels_to_test(
         )
 
     if is_same_set:  # a given table may be that of the training, however its flags are written
-        own = argparse.Namespace(**vars(options) | (given._asdict() if given.csv else {}))
+        changed = given._asdict() if given.csv else {}
+        if given.image_dir is not None:
+            changed["image_dir"] = given.image_dir
+        own = argparse.Namespace(**vars(options) | changed)
         try:
             table, source = load_labels(own)
             known = has_labels_of_training(config, table)

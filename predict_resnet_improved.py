@@ -299,8 +299,11 @@ def parse_args() -> argparse.Namespace:
             parser.error(
                 f"--test_on {name}: takes NAME=DIR, with NAME one of {', '.join(sorted(DATASETS))}"
             )
-    if csv_options(args) != CsvOptions([], []) and "csv" not in [n for n, _, _ in args.test_on]:
+    of_table = csv_options(args)._replace(image_dir=None) != CsvOptions([], [])
+    if of_table and "csv" not in [n for n, _, _ in args.test_on]:
         parser.error("--csv and the flags of its table are for --test_on csv=DIR")
+    if args.image_dir and len(args.test_on) != 1:
+        parser.error("--image_dir is for one --test_on NAME=DIR")
     check_csv_flags(parser, args)
     return args
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from conftest import photo
 from datasets import check_folder
 
 
@@ -31,6 +32,18 @@ def test_a_folder_is_checked(koniq10k, tmp_path, capsys):
     (images / "1002.jpg").unlink()
     said = checked(capsys, "--data_path", koniq10k, status=1)
     assert "1 of 11 images are missing" in said.err
+
+
+def test_the_ratings_of_a_table_are_counted(tmp_path, capsys):
+    lines = ["image,score"]
+    for i in range(5):
+        photo(tmp_path / f"{i}.png", 90)
+        lines += [f"{i}.png,{20 + i}", f"{i}.png,{40 + i}"][: 1 + (i > 0)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    flags = ["--dataset", "csv", "--data_path", tmp_path, "--csv", "t.csv", "--average_ratings"]
+    said = checked(capsys, *flags)
+    assert "ratings     1 to 2 per image, mean SD 14.14" in said.out
+    assert "means of score (0..100, higher is better) of t.csv; images in ./" in said.out
 
 
 @pytest.mark.parametrize(

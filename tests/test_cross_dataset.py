@@ -118,6 +118,17 @@ def test_all_images_of_your_own_table_are_tested_on_its_scale(
     assert list(table["mos"]) == [100, 50, 0] and table["score"].between(0, 100).all()
 
 
+def test_the_folder_of_the_images_is_chosen_by_its_flag(trained, checkpoint, tmp_path, capsys):
+    folder = tmp_path / "koniq-10k"
+    shutil.copytree(trained / "koniq-10k", folder)
+    shutil.copytree(folder / "1024x768", folder / "512x384")
+    arguments = ["--checkpoint", checkpoint, "--store_dir", tmp_path / "store"]
+    arguments += ["--test_on", f"koniq-10k={folder}"]
+    said = predicted(capsys, *arguments, status=1)
+    assert "images are in each of 1024x768/, 512x384/: name the right one with" in said.err
+    assert predicted(capsys, *arguments, "--image_dir", "1024x768").err == ""
+
+
 def test_without_its_table_a_test_is_refused_in_one_sentence(checkpoint, biq2021, capsys):
     arguments = ["--checkpoint", checkpoint, "--test_on", f"csv={biq2021}"]
     said = predicted(capsys, *arguments, status=1)

@@ -147,6 +147,8 @@ def test_a_folder_scan_takes_what_can_be_read_and_says_what_it_leaves_out(
         (["x.jpg", "--output", "x.txt"], "ends in .csv or .json"),
         (["x.jpg", "--checkpoint", "b.pth"], "several are for --test_on"),
         (["x.jpg", "--csv", "scores.csv"], "are for --test_on csv=DIR"),
+        (["x.jpg", "--image_dir", "a"], "--image_dir is for one --test_on"),
+        (["--test_on", "bid=x", "live=y", "--image_dir", "a"], "is for one --test_on"),
         (["--test_on", "biq2021=y", "--lower_is_better"], "are for --test_on csv=DIR"),
         (
             ["--test_on", "csv=y", "--score_range", "1", "0"],

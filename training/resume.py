@@ -153,7 +153,7 @@ def find_state(resume: str, files: RunFiles) -> tuple[dict | None, Path | None]:
 
 def check_same_run(old: dict, new: dict) -> None:
     """Raise RunError that lists in what two configurations differ, except FREE_FLAGS."""
-    ours = ("model", "images", "label_source", "data_fingerprint", "precision", "ranks")
+    ours = ("model", "images", "data_fingerprint", "precision", "ranks")
     old, new = (
         {f"--{k}": v for k, v in c["flags"].items() if k not in FREE_FLAGS}
         | {k: c[k] for k in ours}
