@@ -46,9 +46,8 @@ def read_table(path: Path, columns: Iterable[str]) -> "pd.DataFrame":
         if all(len(at) == 1 for at in found):
             break
     else:
-        titles = readings[0][0]
-        found = [positions(titles, column) for column in columns]
-        absent = [shortened(c) for c, at in zip(columns, found) if len(at) != 1]
+        titles = max((rows[0] for rows in readings), key=len)
+        absent = [shortened(c) for c in columns if len(positions(titles, c)) != 1]
         raise DataError(
             f"{path}: has no column {' or '.join(absent)}, or has it twice; its columns are "
             f"{first_few((shortened(t, 40) for t in titles), most=12, sort=False)}"

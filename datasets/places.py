@@ -303,10 +303,10 @@ def seen_elsewhere(missing: list[str], folder: Path) -> str:
         counts = count_by_folder(names, dict(tree))
         if counts:
             place, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
+            flag = f"--image_dir {place or '.'}" if root is folder else "another --data_path"
             return (
                 f"; files of {count:,} of these names lie in {root.resolve() / place}: give "
-                f"{'--image_dir ' + (place or '.') if root is folder else 'another --data_path'}, "
-                "or move them"
+                f"{flag}, correct the paths, or move them"
             )
     return ""
 

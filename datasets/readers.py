@@ -180,7 +180,7 @@ def read_bid(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     import pandas as pd
 
     path = sheet_or_csv(folder / "DatabaseGrades.xlsx")
-    rows = read_rows(path)[0][1:]
+    rows = max(read_rows(path), key=lambda rows: len(rows[0]))[1:]  # by the delimiter that splits
     if any(len(row) < 2 for row in rows):
         raise DataError(f"{path}: has fewer than two columns; image number and MOS are needed")
     image_numbers, mos = (as_numbers(pd.Series([row[i] for row in rows]), path) for i in (0, 1))

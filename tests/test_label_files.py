@@ -84,6 +84,8 @@ def test_titles_may_have_blanks_and_another_case(folder):
     assert list(table["mos"]) == [10, 20, 30]
     table = table_of(folder, "image,Image,score\n" + rows("x,10", "x,20", "x,30"))
     assert list(table["mos"]) == [10, 20, 30]  # one title is exact
+    with pytest.raises(DataError, match=r"has no column mos, .*; its columns are Image, score$"):
+        table_of(folder, "Image;score\n" + rows(10, 20, sep=";"), "--csv_columns", "score=mos")
     with pytest.raises(DataError, match="has no column image, or has it twice"):
         table_of(folder, "IMAGE,Image,score\n" + rows("x,10", "x,20"))
 

@@ -211,6 +211,15 @@ def test_real_label_lists_fit_their_scales(real_data):
         assert scaled(scores, low, high, real_data).between(0, 100).all()
 
 
+def test_a_sheet_that_was_saved_as_csv_with_semicolons(tmp_path):
+    lines = ["Image Number;Average Subjective Grade", *(f"{i};2,5" for i in range(1, 587))]
+    (tmp_path / "DatabaseGrades.csv").write_text("sep=;\n" + "\n".join(lines))
+    table, _ = read_labels("bid", tmp_path)
+    assert len(table) == 586 and (table["mos"] == 50).all()
+    (tmp_path / "DatabaseGrades.csv").write_text("\n".join(lines))
+    assert read_labels("bid", tmp_path)[0].equals(table)
+
+
 # BIQ2021
 
 
