@@ -177,7 +177,7 @@ def check_labels(table: "pd.DataFrame", folder: Path) -> None:
         if "\\" in image or not set(image.split("/")).isdisjoint({"", ".", ".."})
     ]
     if away:  # '/etc/x', 'a/../../x', 'folder/'
-        raise DataError(f"{folder}: names that are no file names: {first_few(away)}")
+        raise DataError(f"{folder}: names that are no file names inside it: {first_few(away)}")
 
 
 def check_splits(table: "pd.DataFrame", folder: Path) -> None:

@@ -117,7 +117,7 @@ def as_path(name: object, folder: Path) -> str:
     relative. What leads elsewhere is left as it is, and refused by check_labels.
     """
     path = PurePosixPath(str(name).strip().replace("\\", "/"))
-    for root in (folder.absolute(), folder.resolve()):
+    for root in (folder.absolute(), folder.resolve()) if path.is_absolute() else ():
         if path.is_relative_to(root):
             path = path.relative_to(root)
     return str(path)

@@ -166,7 +166,7 @@ def test_a_store_that_does_not_fit_is_rebuilt(biq2021, tmp_path, damage):
     elif damage == "bad header":
         header.write_text(header.read_text()[:-20])
     else:
-        header.write_text(header.read_text().replace('"version": 1', '"version": 0'))
+        header.write_text(header.read_text().replace('"version": ', '"version": 1'))
     again, same = open_store(biq2021, tmp_path)
     assert again.path.read_bytes() == whole and same.equals(table)
 

@@ -152,7 +152,7 @@ def test_absolute_paths_inside_the_folder_are_taken(tmp_path, monkeypatch):
     write_table(tmp_path / "set", [f"{tmp_path}/set/./pictures//{name}" for name in NAMES])
     assert images_of("set") == [f"pictures/{name}" for name in NAMES]
     write_table(tmp_path / "set", ["/etc/a.png", *NAMES])
-    with pytest.raises(DataError, match=r"no file names: /etc/a\.png"):
+    with pytest.raises(DataError, match=r"no file names inside it: /etc/a\.png"):
         images_of("set")
 
 
