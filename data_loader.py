@@ -185,8 +185,8 @@ def make_loader(batches: Batches, *, workers: int, pin: bool) -> "torch.utils.da
 
 
 def leave_signals_to_the_run(_: int) -> None:
-    """A worker goes on when Ctrl-C or SIGTERM reach all processes: the run ends it in time."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """A worker goes on when a signal reaches all processes: the run ends it in time."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

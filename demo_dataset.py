@@ -26,7 +26,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from console import command
 from datasets.labels import DEMO_MARKER
+from files import check_folder_for
 from progress import Progress
 
 WIDTH, HEIGHT = 512, 384
@@ -195,18 +197,15 @@ def make_demo(folder: Path, *, counts: dict[str, int] = COUNTS, seed: int = 0) -
     return True
 
 
+@command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Generate a small synthetic data set in the layout of KonIQ-10k."
+    )
     parser.add_argument("folder", type=Path, help="folder to write, such as demo/koniq-10k")
     args = parser.parse_args()
-    try:
-        new = make_demo(args.folder)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; no folder was written", file=sys.stderr)
-        return 130
+    check_folder_for("folder", args.folder)
+    new = make_demo(args.folder)
     counts = ", ".join(f"{n} {part}" for part, n in COUNTS.items())
     state = "generated in" if new else "exists already in"
     print(f"demo data set {state} {args.folder}: {counts} images")

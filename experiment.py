@@ -13,6 +13,8 @@ COMPARISONS what it is compared with.
 """
 
 import argparse
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -133,7 +135,7 @@ CROSS_ANCHORS = {"spaq": 0.788, "kadid-10k": 0.468, "agiqa-3k": 0.640}
 # have others (its precision may not differ), and so may the runs of one report.
 FREE_FLAGS = {
     *("data_path", "store_dir", "store_device", "workers", "device", "amp", "compile"),
-    *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name"),
+    *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name", "check"),
 }
 
 # The published recipes, as defaults of flags: HyperIQA's (its paper, sec. 4.2; docs/neighbours.md
@@ -221,6 +223,8 @@ def command_line(row: Configuration, model: str) -> list[str]:
 
 
 def main() -> None:
+    from console import check_shown
+
     parser = argparse.ArgumentParser(
         description="Prints the runs of an ablation, one per line: name and flags.",
         epilog="Further flags are ignored, so that those of the training can be given as they are.",
@@ -244,7 +248,11 @@ def main() -> None:
         parser.error(f"--controls: --model {model} has no controls")
     for run, row in ablation(model, args.neighbours, controls=args.controls).items():
         print(run, *command_line(row, model))
+    check_shown()
 
 
 if __name__ == "__main__":
-    main()
+    sys.path.insert(0, str(Path(__file__).parent))  # which python3 -I leaves out
+    from console import command
+
+    sys.exit(command(main)())

@@ -24,6 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 from backbone_weights import load_backbone_weights
+from console import check_shown, command
 from experiment import rows_of
 
 STAGE_CHANNELS = (256, 512, 1024, 2048)
@@ -333,6 +334,7 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return torch.allclose(a, b, rtol=0, atol=tolerance)
 
 
+@command
 @torch.no_grad()
 def main() -> int:
     """The smoke test: 0 if every configuration computes what it should."""
@@ -376,6 +378,7 @@ def main() -> int:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
         print("all configurations are as designed")
+        check_shown()
     return 1 if problems else 0
 
 

@@ -19,7 +19,7 @@ class Progress:
 
     def __call__(self, steps: Iterable) -> Iterator:
         """The steps, one at a time; progress is shown before each."""
-        if sys.stderr.isatty():
+        if on_terminal():
             from tqdm import tqdm
 
             with tqdm(
@@ -78,12 +78,16 @@ class TimeEstimate:
 
 def say(line: str) -> None:
     """Print a line, above the bar if there is one."""
-    if sys.stderr.isatty():
+    if on_terminal():
         from tqdm import tqdm
 
         tqdm.write(line)
     else:
         print(line, flush=True)
+
+
+def on_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def duration(seconds: float) -> str:

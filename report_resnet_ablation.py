@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 
 import resampling
-from errors import DataError, ReportError
-from files import write_atomically
+from console import command
+from errors import ReportError
+from files import check_folder_for, write_atomically
 from reporting.figures import draw_figures
 from reporting.render import latex, markdown, plain_table, results_json, webpage
 from reporting.runs import Runs, check_comparable, read_runs
@@ -27,8 +28,11 @@ from reporting.tables import result_table
 from reporting.text import write_report
 
 
+@command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="What the numbers mean: tables, intervals, figures and a verdict."
+    )
     parser.add_argument("folders", nargs="+", type=Path, metavar="LOG_DIR", help="of an ablation")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: the first LOG_DIR")
     parser.add_argument("--data_path", metavar="DIR", help="photographs, if they have been moved")
@@ -40,6 +44,8 @@ def main() -> int:
     output = args.output or args.folders[0]
     try:
         runs = read_runs(args.folders)
+        for folder in (output, output / "figures"):
+            check_folder_for("--output", folder)
         if not runs.finished:
             report_nothing(runs, args.folders, output)
         check_comparable(runs.finished)
@@ -56,12 +62,8 @@ def main() -> int:
             ("results.json", results_json(statistics, runs.problems)),
         ):
             write_atomically(output / name, text)
-    except (ReportError, DataError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or output}: {error.strerror or error}", file=sys.stderr)
-        return 1
+    except ValueError as error:
+        raise ReportError(str(error)) from error
 
     print(table)
     for remark in report.verdict.remarks:

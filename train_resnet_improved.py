@@ -30,20 +30,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 import data_loader as data
+from console import command, described
 from datasets.labels import check_folder
 from devices import autocast, is_out_of_memory, peak_memory
 from errors import DataError, Interrupted, RunError
 from evaluation import agreement_by_split, evaluate, evaluation_batch, mean_by_image
 from experiment import configuration_name
-from files import make_folder
+from files import check_folder_for, make_folder
 from metrics import describe_stage_weights, srcc
 from progress import TimeEstimate
 from training.flags import parse_args
 from training.learner import Learner, StepResults
-from training.processes import Ranks, died_elsewhere, end_workers
+from training.processes import Ranks, by_torchrun, died_elsewhere, end_workers, this_rank
 from training.records import HEADER, best_epoch, closing_lines, epoch_row
 from training.resume import begin, choose_run_name, resume_command, save_state
-from training.run import Run
+from training.run import Run, prepare
 from training.run_files import RunFiles
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
@@ -252,7 +253,8 @@ def run(args: argparse.Namespace) -> Trained:
 
     Raises DataError and RunError with one sentence, and Interrupted once the state is saved.
     """
-    check_folder(args.dataset, args.data_path)
+    ranks, others = Ranks(), set(multiprocessing.active_children())
+    check_places(args)
     log_dir = make_folder("--log_dir", args.log_dir)
     checkpoint_dir = None
     if args.save_model:
@@ -263,7 +265,6 @@ def run(args: argparse.Namespace) -> Trained:
     if not args.resume:
         files.check_free()
 
-    ranks, others = Ranks(), set(multiprocessing.active_children())
     try:
         with files.locked() if ranks.is_first else nullcontext():
             this = Run(args, ranks, files)
@@ -288,26 +289,43 @@ def run(args: argparse.Namespace) -> Trained:
     return Trained([this.config, *this.epochs], this.learner.model.eval())
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raise DataError or RunError if a run of these flags could not begin; writes nothing."""
+    ranks = Ranks()
+    check_places(args)
+    prepare(args, ranks)
+    ranks.stop()
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """The data folder, and those that are written to, before anything slow is loaded."""
+    check_folder(args.dataset, args.data_path)
+    for flag in ("store_dir", "log_dir", *(["checkpoint_dir"] if args.save_model else [])):
+        check_folder_for(f"--{flag}", getattr(args, flag))
+
+
 # The command ------------------------------------------------------------------------------------
 
 
-def stop_on_sigterm(*_) -> None:
+def stop_early(number: int, _) -> None:
     """End as after an error, so that temporary files are removed."""
-    print("stopped by SIGTERM before there was anything to save", file=sys.stderr)
-    raise SystemExit(143)
+    raise SystemExit(128 + number)
 
 
+@command
 def main() -> int:
     args = parse_args()
-    signal.signal(signal.SIGTERM, stop_on_sigterm)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, stop_early)
     try:
-        run(args)
+        check(args) if args.check else run(args)
     except (DataError, RunError) as error:
         return fail(str(error).rpartition("DataError: ")[2])  # from a worker: below its traceback
     except MemoryError:
         return fail("out of memory: give a smaller --batch_size or --patch_size, or --workers 0")
     except OSError as error:  # a disk that is full, a file that went away
-        return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        return fail(described(error))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -319,12 +337,16 @@ def main() -> int:
     except Interrupted as interrupted:
         number, state = interrupted.args
         print(f"stopped by {signal.Signals(number).name}", file=sys.stderr)
-        if state and int(os.environ.get("RANK", 0)) == 0:
+        if state and this_rank() == 0:
             command = resume_command(args.run_name)
             print(f"{state} is complete; to continue:\n  {command}", file=sys.stderr)
         elif not state:
             print("No checkpoint saved (run without --save_model).", file=sys.stderr)
         return 128 + number
+    except SystemExit as stopped:
+        name = signal.Signals(stopped.code - 128).name
+        print(f"stopped by {name} before there was anything to save", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print("stopped by Ctrl-C at once", file=sys.stderr)
         return 130
@@ -333,8 +355,9 @@ def main() -> int:
 
 def fail(sentence: str) -> int:
     """Say on stderr what went wrong, and in which process if there are several."""
-    rank = f"process {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-    print(f"error: {rank}{sentence}", file=sys.stderr)
+    several = by_torchrun() and os.environ["WORLD_SIZE"] != "1"
+    process = f"process {this_rank()}: " if several else ""
+    print(f"error: {process}{sentence}", file=sys.stderr)
     return 1
 
 

@@ -39,7 +39,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import resampling
-from rounds import write_json
+from console import command
+from rounds import output_file, write_json
 
 # Five configurations in the order of experiment.py: baseline, + multi-scale, + attention, wide,
 # static. Their SRCC, and the pairs that the report compares.
@@ -225,6 +226,7 @@ def figures_of(found: np.ndarray) -> list[np.ndarray]:
     return [found[:, :5].mean(1), found[:, 4], *found[:, 5:9].T]
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -236,7 +238,9 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write the figures to FILE too"
+    )
     args = parser.parse_args()
     tables = {"images": of_images, "seeds": of_seeds}
     found = {}
@@ -248,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

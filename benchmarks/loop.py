@@ -32,6 +32,7 @@ from PIL import Image
 from torchvision import transforms
 
 import data_loader as data
+from console import command
 from datasets.labels import load_labels
 from demo_dataset import make_demo
 from devices import (
@@ -42,7 +43,7 @@ from devices import (
 )
 from evaluation import build_model, evaluate, evaluation_batch
 from experiment import Configuration, rows_of
-from rounds import InItsOwnProcess, alternating_rates, print_rates, write_json
+from rounds import InItsOwnProcess, alternating_rates, output_file, print_rates, write_json
 from train_resnet_improved import train_one_epoch
 from training.flags import parse_args
 from training.learner import StepResults, build_learner
@@ -196,6 +197,7 @@ class Predecessors:
         return self.batch_size
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -205,7 +207,9 @@ def main() -> None:
         "--steps", type=int, default=4, help="batches per candidate and round (default: 4)"
     )
     parser.add_argument("--part", choices=["training", "evaluation", "both"], default="both")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write the figures there as well"
+    )
     own, rest = parser.parse_known_args()
     args = training_flags(rest)
 
@@ -231,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

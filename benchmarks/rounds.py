@@ -3,6 +3,7 @@
 A machine's speed drifts, and others use it too; this affects all candidates of a round alike.
 """
 
+import argparse
 import json
 import multiprocessing
 import platform
@@ -12,6 +13,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from errors import RunError
+from files import check_file_for, write_atomically
 
 subject = None  # in a process of InItsOwnProcess: the object that `make` returned
 
@@ -89,8 +93,17 @@ def machine() -> dict:
     }
 
 
+def output_file(text: str) -> Path:
+    """An argparse type: a file that can be written, which is found out before the measurements."""
+    try:
+        check_file_for("", Path(text))
+    except RunError as error:
+        raise argparse.ArgumentTypeError(str(error).strip()) from error
+    return Path(text)
+
+
 def write_json(path: Path | None, content: dict) -> None:
     """The figures as JSON, if a file was asked for."""
     if path is not None:
-        path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
+        write_atomically(path, json.dumps({"machine": machine(), **content}, indent=1) + "\n")
         print(f"\nwritten to {path}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from console import check_shown, command
 from datasets.flags import (
     HelpFormatter,
     add_data_flags,
@@ -25,7 +26,7 @@ from datasets.flags import (
 )
 from datasets.images import load_image, resized
 from datasets.labels import count_splits, load_labels
-from errors import DataError, first_line
+from errors import first_line
 from progress import Progress
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def print_duplicates(table: "pd.DataFrame", duplicates: list[list[str]]) -> int:
     return len(across)
 
 
+@command
 def main() -> int:
     """Check a data folder before training; 1 if there are problems."""
     parser = argparse.ArgumentParser(
@@ -119,12 +121,8 @@ def main() -> int:
     add_store_dir(parser.add_argument)
     args = parser.parse_args(with_negative_numbers(None))
     resolve_data_flags(parser, args)
-    try:
-        table, source = load_labels(args)
-        sizes, problems, duplicates = check_images(table, Path(args.data_path), args.resize)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    table, source = load_labels(args)
+    sizes, problems, duplicates = check_images(table, Path(args.data_path), args.resize)
 
     print_labels(table, source)
     print_sizes(sizes)
@@ -142,4 +140,5 @@ def main() -> int:
     if problems:
         return 1
     print("no problems found" if not duplicates else "no problems found, except the duplicates")
+    check_shown()
     return 0

@@ -153,7 +153,8 @@ def check_folder(dataset: str, data_path: str | Path) -> Path:
     if not folder.is_dir():
         raise DataError(
             f"--data_path {data_path}: no such folder; it should hold {dataset}'s images and "
-            "labels, as README.md shows under 'Data'"
+            "labels, as README.md shows under 'Data'; without any data there is 'bash "
+            "run_resnet_ablation.sh --demo'"
         )
     return folder
 

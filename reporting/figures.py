@@ -33,6 +33,7 @@ def draw_figures(s: Statistics, folder: Path, data_path: str | None) -> list[Fig
 
     photographs = Path(data_path or s.runs[0].config["flags"]["data_path"])
     folder.mkdir(parents=True, exist_ok=True)
+    matplotlib.rcdefaults()  # whatever style the user has
     plt.rcParams.update(
         {
             "font.size": 8,

@@ -3,8 +3,11 @@
 import argparse
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,13 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import TESTS, TINY, make_koniq10k
+from conftest import ROOT, TESTS, TINY, make_koniq10k
 from data_loader import open_data, share_of
 from errors import RunError
 from evaluation import evaluate, evaluation_plan, load_model
 from test_resume import outcome, same
-from training.processes import check_batches
+from training import processes
+from training.processes import check_batches, meet
 
 # Trains with BatchNorm in eval mode, and writes what each process has seen and all have scored;
 # or kills one process at a step of the first attempt.
@@ -141,6 +145,58 @@ def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(RunError, match="last batch of 1 crops, and each process needs"):
         check_batches(**sizes, crops=301, processes=2)
     check_batches(**sizes, crops=302, processes=2)
+
+
+@pytest.mark.parametrize(
+    "environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "1"}, {"WORLD_SIZE": "many"}]
+)
+def test_a_cluster_that_sets_world_size_is_no_torchrun(folder, tmp_path, environment):
+    command = [sys.executable, ROOT / "train_resnet_improved.py", "--data_path", folder]
+    environment = os.environ | environment | {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith("error: WORLD_SIZE=") and "torchrun" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_waits_for_the_others_says_so_and_hears_signals(folder, tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(TESTS)!r})\n"
+    code += "from interventions import train_resnet_improved, training\n"
+    code += "training.processes.QUIET_SECONDS = 0\n"
+    code += f"sys.argv = {['t', *TINY, '--data_path', str(folder)]!r}\n"
+    code += "sys.exit(train_resnet_improved.main())"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | place | torchrun,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    _, later = process.communicate(timeout=60)
+    assert said.startswith("process 0 waits for the others of 2 at localhost:")
+    assert (process.returncode, later) == (
+        143,
+        "stopped by SIGTERM before there was anything to save\n",
+    )
+
+
+def test_the_processes_that_are_waited_for_are_named(monkeypatch, capsys):
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([[store, 0, 4]]))
+    monkeypatch.setattr(processes, "QUIET_SECONDS", 0)
+    store.set("begun/1", "")
+    late = threading.Timer(0.5, lambda: [store.set(f"begun/{rank}", "") for rank in (2, 3)])
+    late.start()
+    assert meet(0, 4) is store and store.check(["begun/0"])
+    assert "process 0 waits for process 2, 3 of 4 (counted from 0)" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Files that are written completely or not at all, and locks that are waited for."""
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -8,7 +10,15 @@ import pytest
 
 import files
 from conftest import ROOT
-from files import locked, replacing, write_atomically
+from errors import RunError
+from files import (
+    check_file_for,
+    check_folder_for,
+    locked,
+    replacing,
+    unused,
+    write_atomically,
+)
 
 
 def holder(path, seconds: float) -> subprocess.Popen:
@@ -64,3 +74,47 @@ def test_the_file_before_is_kept_if_asked_for(tmp_path):
         with replacing(path, before=before) as file:
             file.write(text.encode())
     assert (path.read_text(), before.read_text()) == ("three", "two")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+@pytest.mark.parametrize("wait", [True, False])
+def test_without_locks_the_work_goes_on_with_a_warning(tmp_path, monkeypatch, capsys, number, wait):
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "flock", fails)
+    with locked(tmp_path / "a.lock", wait=wait):
+        said = capsys.readouterr().err
+    assert said.startswith(f"note: {tmp_path}: its file system has no locks ({os.strerror(number)}")
+
+
+def test_an_error_of_the_work_is_none_of_the_lock(tmp_path, capsys):
+    with pytest.raises(OSError, match="of the work"), locked(tmp_path / "a.lock"):
+        raise OSError("of the work")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_name_that_is_taken_gets_a_number(tmp_path):
+    path = tmp_path / "a.20260102_030405.pth"
+    for name in ("a.20260102_030405.pth", "a.20260102_030405_2.pth", "a.20260102_030405_3.pth"):
+        assert unused(path).name == name
+        (tmp_path / name).symlink_to("nowhere")  # also a link to nothing is taken
+
+
+def test_what_is_checked_for_output_is_left_as_it_was(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    check_folder_for("--output", tmp_path / "new" / "deep")
+    check_file_for("--output", tmp_path / "file")
+    for path in (tmp_path / "file" / "deep", tmp_path / "file"):
+        with pytest.raises(RunError, match=f"--output {path}: can't be .* \\(Not a directory\\)"):
+            check_folder_for("--output", path)
+    with pytest.raises(RunError, match=f"no folder {tmp_path}/new"):
+        check_file_for("--output", tmp_path / "new" / "a.csv")
+    with pytest.raises(RunError, match="is a folder"):
+        check_file_for("--output", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_text_that_utf8_does_not_have_is_escaped(tmp_path):
+    write_atomically(tmp_path / "a.txt", "caf\udce9 \u56fe")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "caf\\udce9 \u56fe"

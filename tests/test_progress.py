@@ -1,9 +1,10 @@
 """What a person sees of long work, in a log."""
 
 import re
+import sys
 import time
 
-from progress import Progress, TimeEstimate
+from progress import Progress, TimeEstimate, say
 
 
 def test_progress_in_a_log_is_a_line_a_minute(monkeypatch, capsys):
@@ -33,6 +34,13 @@ def test_the_estimate_times_the_steps_after_the_first(monkeypatch, capsys):
         estimate.after_step()
     (said,) = capsys.readouterr().out.splitlines()
     assert re.search(r"about 82 min for 3 epochs at 2\.0 crops/s", said)
+
+
+def test_without_streams_the_work_goes_on(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    say("a line")
+    assert list(Progress("training", 64, "patches", 32)(range(2))) == [0, 1]
 
 
 def test_with_a_single_step_there_is_nothing_to_time(capsys):

@@ -254,6 +254,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "no interruption; start a new run if there is no state; implies --save_model",
     )
     flag(
+        "--check",
+        action="store_true",
+        help="check flags, data, weights and folders, and end without training or writing anything",
+    )
+    flag(
         "--log_dir", default="logs", metavar="DIR", help="folder for record, predictions and state"
     )
     flag(

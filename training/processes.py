@@ -3,13 +3,31 @@
 import multiprocessing
 import os
 import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from errors import RunError
+from errors import RunError, first_line
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # that end a run
+QUIET_SECONDS = 5  # of waiting for other processes, before a line says for which
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun has started this process: clusters set WORLD_SIZE and RANK as well."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def this_rank() -> int:
+    """The number of this process in its run."""
+    return int(os.environ["RANK"]) if by_torchrun() else 0
 
 
 class Ranks:
@@ -20,8 +38,14 @@ class Ranks:
     """
 
     def __init__(self):
-        self.rank = int(os.environ.get("RANK", 0))
-        self.count = int(os.environ.get("WORLD_SIZE", 1))
+        """Raises RunError if the environment asks for several processes without torchrun."""
+        count = os.environ.get("WORLD_SIZE", "1")
+        if not by_torchrun() and count not in ("", "1"):
+            raise RunError(
+                f"WORLD_SIZE={count} is set, but torchrun did not start this process: unset it to "
+                "train in one process, or start several by torchrun (docs/clusters.md)"
+            )
+        self.rank, self.count = this_rank(), int(count) if by_torchrun() else 1
         self.is_first = self.rank == 0
         self.control = None
 
@@ -39,7 +63,12 @@ class Ranks:
                     f"{torch.cuda.device_count()}: give torchrun a smaller --nproc-per-node"
                 )
             torch.cuda.set_device(local)
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        torch.distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=meet(self.rank, self.count),
+            rank=self.rank,
+            world_size=self.count,
+        )
         self.control = torch.distributed.new_group(backend="gloo")
 
     def stop(self) -> None:
@@ -83,17 +112,63 @@ class Ranks:
             torch.distributed.broadcast(buffer, 0)
 
 
-class Stopping:
-    """Inside `with`, SIGTERM and SIGINT are noted in `signal`; the run ends between two steps.
+def meet(rank: int, count: int) -> "torch.distributed.Store":
+    """The store that connects the processes of this run, once all of them have begun.
 
-    A second Ctrl-C ends it at once.
+    Signals end the waiting: PyTorch's own, which none would, is in a thread. Raises RunError if
+    there is no way to the others.
+    """
+    import torch
+
+    found = []
+
+    def connect() -> None:
+        try:
+            found.append(next(torch.distributed.rendezvous("env://"))[0])
+        except Exception as error:  # of the environment or the network: many kinds
+            found.append(error)
+
+    threading.Thread(target=connect, daemon=True).start()
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    wait_until(lambda: found, lambda: f"the others of {count} at {place}", rank)
+    (store,) = found
+    if isinstance(store, Exception):
+        raise RunError(f"the processes of torchrun can't meet at {place} ({first_line(store)})")
+
+    store.set(f"begun/{rank}", "")
+
+    def missing() -> list[int]:
+        return [other for other in range(count) if not store.check([f"begun/{other}"])]
+
+    wait_until(
+        lambda: not missing(),
+        lambda: f"process {', '.join(map(str, missing()))} of {count} (counted from 0)",
+        rank,
+    )
+    return store
+
+
+def wait_until(done: Callable[[], object], whom: Callable[[], str], rank: int) -> None:
+    """Wait until `done`; a line on stderr after QUIET_SECONDS, then each minute, says for whom."""
+    speak = time.monotonic() + QUIET_SECONDS
+    while not done():
+        if time.monotonic() > speak:
+            speak = time.monotonic() + 60
+            print(f"process {rank} waits for {whom()}", file=sys.stderr, flush=True)
+        time.sleep(0.05)
+
+
+class Stopping:
+    """Inside `with`, the SIGNALS are noted in `signal`; the run ends between two steps.
+
+    A second Ctrl-C ends it at once. SIGHUP comes when a terminal is closed.
     """
 
     def __init__(self):
         self.signal = 0
 
     def __enter__(self):
-        self.earlier = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        self.earlier = {n: signal.getsignal(n) for n in SIGNALS}
         for number, handler in self.earlier.items():
             if handler != signal.SIG_IGN:
                 signal.signal(number, self.note)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from errors import RunError
 from evaluation import load_checkpoint, predictions_frame
-from files import locked, replacing, write_atomically
+from files import locked, replacing, unused, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,6 +150,7 @@ class RunFiles:
                 continue
             written = datetime.fromtimestamp(path.stat().st_mtime)
             kept = path.with_name(f"{path.stem}.{written:%Y%m%d_%H%M%S}{path.suffix}")
+            kept = unused(kept)  # object stores give every file the same time
             path.rename(kept)
             print(f"the earlier {path} is kept as {kept.name}")
         return stay
