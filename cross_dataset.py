@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import metrics
 import resampling
 from data_loader import open_data
+from datasets.label_files import first_few
 from datasets.labels import DATASETS, count_splits, label_fingerprint, load_labels
 from datasets.readers import CsvOptions
 from errors import DataError, RunError
@@ -40,21 +41,25 @@ def test_on(
     test_patch_num: int | None = None,
     amp: str = "auto",
     own_csv: CsvOptions | None = None,
+    skip_trained: bool = False,
 ) -> "pd.DataFrame":
     """Scores of a data set's images: a table of dataset, image, split, mos, score (and w1..w4).
 
     split: 'test', or 'all' images. On the data set of its training a model is tested with the
     split, resize and crops of its training, so that the figures are the same. On another data set
     the default split and the resize of the literature are used. own_csv: the table of data set
-    'csv'; not needed if it is the one of the training. Raises RunError if training images are, or
-    may be, among the images to test, and DataError for everything that is wrong with the files.
+    'csv'; not needed if it is the one of the training. skip_trained: leave out images that the
+    model was trained or validated on, which are known by their content. Raises RunError if such
+    images are, or may be, among the images to test, and DataError for everything that is wrong with
+    the files.
     """
     device, options = next(model.parameters()).device, argparse.Namespace(**model.config["flags"])
     options.data_path, options.resize = data_path, tuple(options.resize)
     given = own_csv or CsvOptions()
     if dataset != "csv":
         given = CsvOptions(image_dir=given.image_dir)
-    table, source = labels_to_test(model.config, options, dataset, given, split)
+    is_known = model.trained_on is not None
+    table, source = labels_to_test(model.config, options, dataset, given, split, is_known=is_known)
     if options.patch_size > min(options.resize):
         raise RunError(
             f"--test_on {dataset}: its images are resized to {options.resize[0]} x "
@@ -68,6 +73,16 @@ def test_on(
     # With the validation images the batches, and so the scores, are exactly those of training.
     table = table[table["split"].isin(("val", "test"))].reset_index(drop=True)
     opened = open_data(options, device, (table, source))
+    if is_known:
+        test = f"--test_on {dataset}={data_path}"
+        table = without_trained(opened.table, model.trained_on, test, skip_trained=skip_trained)
+        opened = opened._replace(table=table)
+    elif skip_trained:
+        print(
+            f"note: --test_on {dataset}: --skip_trained leaves out nothing, as the checkpoint does "
+            "not say which images it was trained on",
+            file=sys.stderr,
+        )
 
     plan = evaluation_plan(options, opened.table)
     batch_size = evaluation_batch(device, options.patch_size)
@@ -85,13 +100,45 @@ def test_on(
     return found[found["split"] == "test"].reset_index(drop=True)
 
 
+def without_trained(
+    table: "pd.DataFrame", trained_on: set[str], test: str, *, skip_trained: bool
+) -> "pd.DataFrame":
+    """The table without the test images whose content is in `trained_on`.
+
+    Raises RunError if there are any, unless they are to be skipped, and if they are all. test: the
+    flag, for messages.
+    """
+    is_test = table["split"] == "test"
+    seen = is_test & table["content"].isin(trained_on)
+    if not seen.any():
+        return table
+    found = (
+        f"{seen.sum():,} of its {is_test.sum():,} test images, which the checkpoint was trained or "
+        f"validated on ({first_few(table['image'][seen])})"
+    )
+    if not skip_trained:
+        raise RunError(f"{test}: there are {found}; give --skip_trained to leave them out")
+    if seen.sum() == is_test.sum():
+        raise RunError(f"{test}: nothing is left to test without {found}")
+    print(f"note: {test}: left out {found}", file=sys.stderr)
+    return table[~seen].reset_index(drop=True)
+
+
 def labels_to_test(
-    config: dict, options: argparse.Namespace, dataset: str, given: CsvOptions, split: str
+    config: dict,
+    options: argparse.Namespace,
+    dataset: str,
+    given: CsvOptions,
+    split: str,
+    *,
+    is_known: bool,
 ) -> tuple["pd.DataFrame", str]:
     """The label table to test on, and its source; split 'all' makes all images test images.
 
     options: the flags of the training, with the data_path of the test; for another data set they
     are changed to its defaults. given: the table of data set csv, empty for that of the training.
+    is_known: the checkpoint says which images it was trained on; without that, a data set of its
+    training is only tested with the labels and the split of its training.
     """
     is_same_set = dataset == options.dataset
     if is_same_set and config.get("split_unknown"):
@@ -104,26 +151,28 @@ def labels_to_test(
             f"--test_on csv={options.data_path}: name the table in that folder with --csv FILE"
         )
 
+    changed = given._asdict() if given.csv or not is_same_set else {}
+    if given.image_dir is not None:
+        changed["image_dir"] = given.image_dir
     if is_same_set:  # a given table may be that of the training, however its flags are written
-        changed = given._asdict() if given.csv else {}
-        if given.image_dir is not None:
-            changed["image_dir"] = given.image_dir
         own = argparse.Namespace(**vars(options) | changed)
         try:
             table, source = load_labels(own)
             known = has_labels_of_training(config, table)
         except DataError:  # the split of the training may not fit another table
-            if not given.csv:
+            if not (given.csv or is_known):
                 raise
             known = False
         if known:
+            if split == "all" and is_known:
+                return table.assign(split="test"), source
             if split == "all":
                 raise RunError(
                     f"--test_on {dataset}: the checkpoint was trained on it, and --test_split all "
                     "takes its training images as well; give --test_split test"
                 )
             return table, source
-        if not given.csv:
+        if not (given.csv or is_known):
             raise RunError(
                 f"--test_on {dataset}={options.data_path}: its labels or their split are not those "
                 f"that the checkpoint was trained with ({config['label_source']}), so that "
@@ -131,7 +180,7 @@ def labels_to_test(
                 "files"
             )
 
-    if is_same_set:
+    if is_same_set and not is_known:
         print(
             f"note: the checkpoint was also trained on --dataset {dataset} "
             f"({config['label_source']}): make sure that none of its training images are tested "
@@ -140,7 +189,7 @@ def labels_to_test(
         )
     options.dataset, options.resize = dataset, DATASETS[dataset].resize
     options.split, options.split_seed, options.val_fraction = "auto", 0, None
-    vars(options).update(given._asdict())
+    vars(options).update(changed)
     table, source = load_labels(options)
     return (table.assign(split="test") if split == "all" else table), source
 

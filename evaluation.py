@@ -213,11 +213,21 @@ def load_checkpoint(path: str | Path) -> dict:
     return state
 
 
+def contents_to_tensor(contents: "Iterable[str]") -> "Tensor":
+    """Content hashes of image files (datasets.pixel_store) as a checkpoint keeps them: (N, 8)."""
+    import torch
+
+    contents = np.frombuffer(bytes.fromhex("".join(contents)), np.uint8)
+    return torch.tensor(contents.reshape(-1, 8))
+
+
 def load_model(
     checkpoint: str | Path, device: str = "auto", *, published: str | None = None
 ) -> "nn.Module":
     """The network of a checkpoint, in eval mode on the device; `model.config` is its configuration.
 
+    `model.trained_on` holds the content hashes of its training and validation images; None for
+    checkpoints that do not say.
     published: 'hyperiqa' for the file that HyperIQA's authors publish (koniq_pretrained.pkl), with
     their preprocessing. Loads with `weights_only`. Raises RunError for a file that is neither.
     """
@@ -234,6 +244,7 @@ def load_model(
             "precision": "off",  # as its authors trained
             "split_unknown": True,
         }
+        model.trained_on = None
         return model.to(device)
     state = load_checkpoint(checkpoint)
     flags = state["config"]["flags"] | {"backbone_weights": "none"}
@@ -244,7 +255,8 @@ def load_model(
         raise RunError(
             f"{checkpoint}: its weights are not those of {state['config']['model']}"
         ) from error
-    model.config = state["config"]
+    model.config, contents = state["config"], state.get("trained_on")
+    model.trained_on = None if contents is None else {bytes(c).hex() for c in contents.numpy()}
     return model.eval().to(choose_device(device), memory_format=torch.channels_last)
 
 

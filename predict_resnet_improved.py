@@ -15,10 +15,12 @@ Python:
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +31,7 @@ import numpy as np
 
 import cross_dataset
 import data_loader as data
+from console import check_shown, command, described, fail
 from datasets.flags import (
     HelpFormatter,
     add_csv_flags,
@@ -38,11 +41,11 @@ from datasets.flags import (
     with_negative_numbers,
 )
 from datasets.images import decode, load_image, resized
-from datasets.labels import DATASETS
+from datasets.labels import DATASETS, check_folder
 from datasets.places import images_in
 from datasets.readers import CsvOptions, csv_options
 from devices import is_out_of_memory
-from errors import DataError, RunError, first_line
+from errors import RunError, first_line
 from evaluation import (
     crops_of_each,
     evaluation_batch,
@@ -51,13 +54,15 @@ from evaluation import (
     precision_of,
     score_crops,
 )
-from files import make_folder, replacing, write_atomically
+from files import check_file_for, check_folder_for, make_folder, replacing, write_atomically
 from progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
     from torch import nn
+
+LONGEST_NAME = 200  # bytes of the name of a map, without its hash and .png; most systems take 255
 
 
 def score_images(
@@ -71,7 +76,7 @@ def score_images(
     show: bool = False,
     each: Callable[[str | Path, np.ndarray, np.ndarray], None] | None = None,
 ) -> "pd.DataFrame":
-    """A table with one row per path: path, score, w1..w4 (if the model has attention), and error.
+    """A table with a row for each path: path, score, w1..w4 (if the model has attention), error.
 
     paths: a list of files, or one file. Images are decoded, resized, cropped and normalised as the
     model's checkpoint says. All images get the same crops, so that a score depends on its image
@@ -106,12 +111,13 @@ def score_images(
         precision=precision_of(model, amp),
     )
     rows = [i for i in range(len(paths)) if i not in errors]
-    table = pd.DataFrame({"path": [str(p) for p in paths], "score": math.nan})
+    names = pd.Series([str(p) for p in paths], dtype=object)  # also those that are not UTF-8
+    table = pd.DataFrame({"path": names, "score": math.nan})
     table.loc[rows, "score"] = mean_of_crops(scores, per_image)
     if weights is not None:
         for stage, column in enumerate(mean_of_crops(weights, per_image).T, 1):
             table.loc[rows, f"w{stage}"] = column
-    table["error"] = [errors.get(i, "") for i in range(len(paths))]
+    table["error"] = pd.Series([errors.get(i, "") for i in range(len(paths))], dtype=object)
     if each is not None:
         for row, crops in zip(rows, scores.cpu().double().view(-1, per_image).numpy()):
             each(paths[row], crops, plan)
@@ -190,8 +196,7 @@ def write_heatmap(
 ) -> None:
     """Write FOLDER/NAME.png: the image, and a map of the mean score of the crops at each pixel.
 
-    scores (P,) and plan (P, 4) are those of the image's crops. NAME is the path of the image with _
-    instead of /, so that it is unique.
+    scores (P,) and plan (P, 4) are those of the image's crops. NAME: see map_name.
     """
     import matplotlib
 
@@ -199,6 +204,7 @@ def write_heatmap(
     import matplotlib.pyplot as plt
     from PIL import Image
 
+    matplotlib.rcdefaults()  # whatever style the user has
     (height, width), size = flags["resize"], flags["patch_size"]
     total, count = np.zeros((height, width)), np.zeros((height, width))
     for score, (_, top, left, _) in zip(scores, plan):
@@ -213,22 +219,54 @@ def write_heatmap(
         1, 2, figsize=(8, 4 * min(2.0, high / wide) + 0.5), layout="constrained"
     )
     panels[0].imshow(image, **shape)
-    panels[0].set_title(f"{path.name}: {scores.mean():.1f}", fontsize=9)
+    name = path.name.encode(errors="backslashreplace").decode()[-60:]
+    title = f"{name}: {scores.mean():.1f}"
+    panels[0].set_title(title, fontsize=9, parse_math=False, usetex=False)
     grey = np.asarray(Image.fromarray(image).convert("L"))
     panels[1].imshow(grey, cmap="gray", vmin=0, vmax=255, **shape)
     drawn = panels[1].imshow(means, cmap="viridis", alpha=0.6, **shape)
     figure.colorbar(drawn, ax=panels[1], label="mean score of the crops at a pixel", shrink=0.8)
     for axes in panels:
         axes.set_axis_off()
-    name = str(path.resolve().relative_to(path.resolve().anchor)).replace(os.sep, "_")
-    with replacing(folder / f"{name}.png") as file:
-        figure.savefig(file, format="png", dpi=120)
-    plt.close(figure)
+    try:
+        with replacing(folder / f"{map_name(path)}.png") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # of a name that the font can't show
+            figure.savefig(file, format="png", dpi=120)
+    finally:
+        plt.close(figure)
+
+
+def map_name(path: Path) -> str:
+    """The full path of an image as the name of its map, which no other image has: + for each /.
+
+    If the path has a + itself, or is too long for a name, a hash of it comes first.
+    """
+    name = str(path.absolute()).lstrip(os.sep)
+    flat = os.fsencode(name.replace(os.sep, "+"))
+    if "+" in name or len(flat) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12].encode()
+        flat = digest + b"+" + flat[-LONGEST_NAME:]
+    return os.fsdecode(flat)
+
+
+def write_heatmaps(folder: Path, maps: list[tuple], flags: dict) -> int:
+    """Write a map for each (path, scores, plan); the number of maps that could not be made."""
+    failed = 0
+    for path, scores, plan in maps:
+        try:
+            write_heatmap(folder, Path(path), scores, plan, flags)
+        except Exception as error:  # of matplotlib, of Pillow, of the disk: many kinds
+            failed += 1
+            reason = described(error) if isinstance(error, OSError) else first_line(error)
+            print(f"error: {path}: its map can't be made ({reason})", file=sys.stderr)
+    return failed
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=HelpFormatter, allow_abbrev=False
+        description="Scores for image files and folders, and tests of trained models on data sets.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     flag = parser.add_argument
     flag(
@@ -257,6 +295,12 @@ def parse_args() -> argparse.Namespace:
         choices=["test", "all"],
         default="test",
         help="images used by --test_on: those of the test split, or all of a data set",
+    )
+    flag(
+        "--skip_trained",
+        action="store_true",
+        help="leave out images to test that the checkpoint was trained or validated on; without "
+        "it they are an error",
     )
     add_csv_flags(flag, "--test_on csv=DIR")
     flag("--output", type=Path, metavar="FILE", help="write the scores to a .csv or .json file")
@@ -304,21 +348,19 @@ def parse_args() -> argparse.Namespace:
         parser.error("--csv and the flags of its table are for --test_on csv=DIR")
     if args.image_dir and len(args.test_on) != 1:
         parser.error("--image_dir is for one --test_on NAME=DIR")
+    if args.skip_trained and not args.test_on:
+        parser.error("--skip_trained is for --test_on")
     check_csv_flags(parser, args)
     return args
 
 
 def score(args: argparse.Namespace) -> int:
-    """Score images and print or write the scores; 1 if an image could not be read."""
+    """Score images and print or write the scores; 1 if an image or its map had an error."""
     files, notes = find_files(args.images)
-    model = load_model(args.checkpoint[0], args.device, published=args.model)
-    each = None
     if args.heatmap:
-        make_folder("--heatmap", str(args.heatmap))
-
-        def each(path, scores, plan):
-            write_heatmap(args.heatmap, Path(path), scores, plan, model.config["flags"])
-
+        make_folder("--heatmap", args.heatmap)
+    model = load_model(args.checkpoint[0], args.device, published=args.model)
+    maps = []
     table = score_images(
         model,
         files,
@@ -326,7 +368,7 @@ def score(args: argparse.Namespace) -> int:
         test_patch_num=args.test_patch_num,
         amp=args.amp,
         show=True,
-        each=each,
+        each=(lambda *found: maps.append(found)) if args.heatmap else None,
     )
     bad = table[table["error"] != ""]
     good = table[table["error"] == ""].drop(columns="error")
@@ -341,7 +383,10 @@ def score(args: argparse.Namespace) -> int:
         print(f"error: {row.path}: {row.error}", file=sys.stderr)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    return 1 if len(bad) else 0
+    failed = write_heatmaps(args.heatmap, maps, model.config["flags"])  # the scores are safe now
+    if not args.output:
+        check_shown()
+    return 1 if len(bad) or failed else 0
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:
@@ -357,6 +402,9 @@ def test(args: argparse.Namespace) -> int:
     """Test each checkpoint on each data set; print the figures, write the scores to --output."""
     import pandas as pd
 
+    check_folder_for("--store_dir", args.store_dir)
+    for name, _, folder in args.test_on:
+        check_folder(name, folder)
     rows, tables = [], []
     stems = [Path(checkpoint).stem for checkpoint in args.checkpoint]
     names = stems if len(set(stems)) == len(stems) else args.checkpoint
@@ -373,35 +421,30 @@ def test(args: argparse.Namespace) -> int:
                 test_patch_num=args.test_patch_num,
                 amp=args.amp,
                 own_csv=csv_options(args),
+                skip_trained=args.skip_trained,
             )
             rows.append(cross_dataset.describe_test(title, model.config["flags"]["dataset"], found))
             found.insert(0, "checkpoint", str(checkpoint))
             tables.append(found)
-    cross_dataset.print_tests(rows)
     if args.output:
         write_table(args.output, pd.concat(tables, ignore_index=True))
+    cross_dataset.print_tests(rows)
+    if not args.output:
+        check_shown()
     return 0
 
 
+@command
 def main() -> int:
     args = parse_args()
+    if args.output:
+        check_file_for("--output", args.output)
     try:
         return test(args) if args.test_on else score(args)
-    except (DataError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0]
-        print(f"error: out of memory ({reason}): give --device cpu", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 130
+        return fail(f"out of memory ({first_line(error)}): give --device cpu")
 
 
 if __name__ == "__main__":

@@ -37,11 +37,12 @@ import torch
 from PIL import Image
 
 import data_loader as data
+from console import command
 from datasets.labels import load_labels
 from datasets.pixel_store import STORE_VERSION, file_state, open_store, store_path
 from devices import keep_freed_memory
 from loop import prepare, training_flags
-from rounds import InItsOwnProcess, alternating_rates, print_rates, write_json
+from rounds import InItsOwnProcess, alternating_rates, output_file, print_rates, write_json
 from train_resnet_improved import train_one_epoch
 from training.flags import parse_args
 from training.learner import StepResults, build_learner
@@ -130,7 +131,7 @@ def make_full_size(folder: Path) -> None:
     for row, name in enumerate(names):
         path = folder / "512x384" / name
         path.touch()
-        image = {"row": row, "crc32": sums[row % 64], "file": file_state(path)}
+        image = {"row": row, "crc32": sums[row % 64], "content": "", "file": file_state(path)}
         images[f"512x384/{name}"] = image
     scores = np.random.default_rng(0).uniform(0, 100, len(names))
     lines = [f"{name},{score:.4f}" for name, score in zip(names, scores)]
@@ -226,6 +227,7 @@ def full_size(rounds: int) -> list[dict]:
     return results
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -234,7 +236,9 @@ def main() -> None:
     parser.add_argument(
         "--part", choices=["reading", "building", "full_size", "all"], default="all"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write the figures there as well"
+    )
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--train_on", help=argparse.SUPPRESS)
     own, rest = parser.parse_known_args()
@@ -259,4 +263,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

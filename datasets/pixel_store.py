@@ -113,11 +113,12 @@ def open_store(
 ) -> tuple[PixelStore, "pd.DataFrame"]:
     """The pixel store of the table's images; it is built first if none fits.
 
-    Returns the store and the table with two more columns: `row` (in the store) and `crc32` (of the
-    row's pixels). The store is STORE_DIR/NAME-HEIGHTxWIDTH-XXXXXXXX.u8 with a .json header, where
-    XXXXXXXX stands for the data folder's path. It fits if the header lists every image with its
-    present file size and modification time. Otherwise a new one is built, and the rows of unchanged
-    images are copied. One process builds while others wait.
+    Returns the store and the table with three more columns: `row` (in the store), `crc32` (of the
+    row's pixels) and `content` (content_hash of the file). The store is
+    STORE_DIR/NAME-HEIGHTxWIDTH-XXXXXXXX.u8 with a .json header, where XXXXXXXX stands for the data
+    folder's path. It fits if the header lists every image with its present file size and
+    modification time. Otherwise a new one is built, and the rows of unchanged images are copied.
+    One process builds while others wait.
     Raises DataError that lists all files that are not images, and for a disk that is too small.
     """
     folder, store_dir = Path(data_path).resolve(), Path(store_dir)
@@ -139,6 +140,7 @@ def open_store(
     table = table.assign(
         row=[known[image]["row"] for image in table["image"]],
         crc32=[known[image]["crc32"] for image in table["image"]],
+        content=[known[image]["content"] for image in table["image"]],
     )
     return store, table
 
@@ -161,8 +163,16 @@ def file_state(path: Path) -> list[int]:
     return [state.st_size, state.st_mtime_ns]
 
 
+def content_hash(path: Path) -> str:
+    """16 hex digits that identify the bytes of a file, whatever its name is."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
 def read_header(path: Path, resize: tuple[int, int]) -> dict[str, dict]:
-    """What the store holds: row, crc32 and file state by image; empty if it is not complete."""
+    """What the store holds: row, crc32, content hash and file state by image.
+
+    Empty if it is not complete.
+    """
     try:
         header = json.loads(path.with_suffix(".json").read_text())
         images = header["images"]
@@ -171,7 +181,8 @@ def read_header(path: Path, resize: tuple[int, int]) -> dict[str, dict]:
             and header["resize"] == list(resize)
             and path.stat().st_size == len(images) * resize[0] * resize[1] * 3
             and sorted(entry["row"] for entry in images.values()) == [*range(len(images))]
-            and all(0 <= entry["crc32"] < 2**32 and "file" in entry for entry in images.values())
+            and all(0 <= entry["crc32"] < 2**32 for entry in images.values())
+            and all({"file", "content"} <= set(entry) for entry in images.values())
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -188,7 +199,7 @@ def build_store(
     """Decode `files` on all cores into a temporary file, rename it, write the header.
 
     files: file state by image; known: the header of the present store, from which unchanged images
-    are copied. Returns the new header: row, crc32 and file state by image.
+    are copied. Returns the new header: row, crc32, content hash and file state by image.
     """
     size = resize[0] * resize[1] * 3
     old = PixelStore(path, (len(known), *resize, 3)).pixels if known else None
@@ -208,19 +219,20 @@ def build_store(
         pixels = old[entry["row"]]
         return pixels if zlib.crc32(pixels.data.cast("B")) == entry["crc32"] else None
 
-    def store(row_and_image: tuple[int, str]) -> tuple[str, int, str]:
+    def store(row_and_image: tuple[int, str]) -> tuple[str, int, str, str]:
         row, image = row_and_image
         try:
             pixels = stored(image)
             if pixels is None:
                 pixels = decode(folder / image, *resize)
+            content = content_hash(folder / image)
         except Exception as error:  # Pillow raises many kinds; all bad files are listed below
-            return image, 0, first_line(error)
+            return image, 0, "", first_line(error)
         data = np.ascontiguousarray(pixels).data.cast("B")
         written = os.pwrite(file.fileno(), data, row * size)
         if written != size:  # the disk is full: writing the rest raises
             os.pwrite(file.fileno(), data[written:], row * size + written)
-        return image, zlib.crc32(data), ""
+        return image, zlib.crc32(data), content, ""
 
     done = []
     try:
@@ -233,7 +245,7 @@ def build_store(
                     done.append(job)
                     if len(done) % 64 == 0:  # write to disk while other threads decode
                         os.fdatasync(file.fileno())
-            bad = [f"{image}: {error}" for image, _, error in done if error]
+            bad = [f"{image}: {error}" for image, *_, error in done if error]
             if bad:
                 raise DataError(
                     f"{len(bad)} of {len(files):,} files under {folder} can't be read as images; "
@@ -244,8 +256,8 @@ def build_store(
         raise DataError(f"--store_dir: {path}: {error.strerror}") from error
 
     images = {
-        image: {"row": row, "crc32": crc32, "file": files[image]}
-        for row, (image, crc32, _) in enumerate(done)
+        image: {"row": row, "crc32": crc32, "content": content, "file": files[image]}
+        for row, (image, crc32, content, _) in enumerate(done)
     }
     header = {"version": STORE_VERSION, "resize": list(resize), "images": images}
     write_atomically(path.with_suffix(".json"), json.dumps(header))

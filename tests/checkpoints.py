@@ -8,7 +8,8 @@ import torch
 import predict_resnet_improved
 from conftest import TINY, make_koniq10k
 from datasets.labels import count_splits, label_fingerprint, load_labels
-from evaluation import build_model
+from datasets.pixel_store import content_hash
+from evaluation import build_model, contents_to_tensor
 from experiment import configuration_name
 from training.flags import parse_args
 
@@ -28,7 +29,12 @@ def write_checkpoint(path: Path, *flags) -> Path:
         "device": "cpu",
         "precision": "off",
     }
-    torch.save({"model": model.state_dict(), "config": config, "epochs": []}, path)
+    contents = [
+        content_hash(Path(args.data_path, image))
+        for image in table["image"][table["split"] != "test"]
+    ]
+    content = {"model": model.state_dict(), "config": config, "epochs": []}
+    torch.save(content | {"trained_on": contents_to_tensor(contents)}, path)
     return path
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import cross_dataset
 import predict_resnet_improved as predict
 import train_resnet_improved as train
 from checkpoints import predicted, write_checkpoint
-from conftest import TINY, make_biq2021
+from conftest import TINY, make_biq2021, make_koniq10k
 from training.flags import parse_args
 
 
@@ -34,18 +35,71 @@ def test_a_test_gives_the_figures_of_the_training(tmp_path, capsys, koniq10k):
     assert "trained on (rows), tested on (columns)" in said.out
 
 
+def without_contents(checkpoint: Path, to: Path) -> Path:
+    """A checkpoint as earlier versions wrote it, which does not say what it was trained on."""
+    content = torch.load(checkpoint, weights_only=True)
+    del content["trained_on"]
+    torch.save(content, to)
+    return to
+
+
+def images_tested(console: str) -> int:
+    return int(console.splitlines()[1].split()[-1])
+
+
 def test_images_of_the_training_are_never_tested(trained, checkpoint, tmp_path, capsys):
     folder = tmp_path / "koniq-10k"
     shutil.copytree(trained / "koniq-10k", folder)
     arguments = ["--checkpoint", checkpoint, "--test_on", f"koniq-10k={folder}"]
-    assert (
-        "as well; give --test_split test"
-        in predicted(capsys, *arguments, "--test_split", "all", status=1).err
-    )
+    arguments += ["--store_dir", tmp_path / "store"]
+    refusal = predicted(capsys, *arguments, "--test_split", "all", status=1).err
+    assert "there are 8 of its 11 test images, which the checkpoint was trained or vali" in refusal
+    assert "(1024x768/1000.jpg, 1024x768/1001.jpg, 1024x768/1002.jpg and 5 more)" in refusal
+    said = predicted(capsys, *arguments, "--test_split", "all", "--skip_trained")
+    assert "left out 8 of its 11 test images" in said.err and images_tested(said.out) == 3
     lists = {part: folder / f"koniq_{part}.json" for part in ("train", "test")}
     texts = {part: path.read_text() for part, path in lists.items()}
     lists["train"].write_text(texts["test"])
     lists["test"].write_text(texts["train"])
+    assert "there are 6 of its 6 test images" in predicted(capsys, *arguments, status=1).err
+    refusal = predicted(capsys, *arguments, "--skip_trained", status=1).err
+    assert "nothing is left to test" in refusal
+
+
+def test_images_of_the_training_are_known_under_other_names(
+    trained, checkpoint, biq2021, tmp_path, capsys
+):
+    shutil.copy(trained / "koniq-10k/1024x768/1003.jpg", biq2021 / "Images" / "ss03 (1).jpg")
+    arguments = ["--checkpoint", checkpoint, "--store_dir", tmp_path / "store", "--test_on"]
+    for name, flags in (("biq2021", []), ("csv", BIQ_AS_CSV)):
+        refusal = predicted(capsys, *arguments, f"{name}={biq2021}", *flags, status=1).err
+        assert "1 of its 5 test images" in refusal and "(Images/ss03 (1).jpg)" in refusal
+        said = predicted(capsys, *arguments, f"{name}={biq2021}", *flags, "--skip_trained")
+        assert images_tested(said.out) == 4
+
+
+def test_another_part_of_the_data_set_of_the_training_is_tested(checkpoint, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    make_koniq10k(tmp_path / "other", train=7, test=4)
+    arguments = ["--store_dir", tmp_path / "store", "--test_on", f"koniq-10k={tmp_path / 'other'}"]
+    said = predicted(capsys, "--checkpoint", checkpoint, *arguments)
+    assert said.err == "" and images_tested(said.out) == 4
+
+
+def test_a_checkpoint_that_does_not_say_is_tested_with_its_own_split(
+    trained, checkpoint, tmp_path, capsys
+):
+    folder = tmp_path / "koniq-10k"
+    shutil.copytree(trained / "koniq-10k", folder)
+    checkpoint = without_contents(checkpoint, tmp_path / "early.pth")
+    arguments = ["--checkpoint", checkpoint, "--test_on", f"koniq-10k={folder}"]
+    arguments += ["--store_dir", tmp_path / "store"]
+    said = predicted(capsys, *arguments, "--skip_trained")
+    assert images_tested(said.out) == 3 and "--skip_trained leaves out nothing" in said.err
+    refusal = predicted(capsys, *arguments, "--test_split", "all", status=1).err
+    assert "as well; give --test_split test" in refusal
+    (folder / "koniq_train.json").write_text((folder / "koniq_test.json").read_text())
+    (folder / "koniq_test.json").write_text((trained / "koniq-10k/koniq_train.json").read_text())
     assert "its labels or their split are not those" in predicted(capsys, *arguments, status=1).err
 
 
@@ -143,7 +197,7 @@ def test_a_table_changes_nothing_for_other_data_sets(trained, checkpoint, biq202
         capsys, "--checkpoint", checkpoint, "--test_split", "all", *BIQ_AS_CSV,
         "--test_on", f"koniq-10k={trained / 'koniq-10k'}", f"csv={biq2021}", status=1,
     )  # fmt: skip
-    assert "the checkpoint was trained on it" in said.err
+    assert "there are 8 of its 11 test images" in said.err
 
 
 @pytest.fixture
@@ -162,15 +216,16 @@ def test_the_table_of_the_training_is_known(trained_on_a_table, biq2021, tmp_pat
     turned[4], turned[5] = turned[5], turned[4]  # the same columns in another order
     for flags in ([], BIQ_AS_CSV, turned):
         refusal = predicted(capsys, *arguments, *flags, "--test_split", "all", status=1)
-        assert "the checkpoint was trained on it" in refusal.err
+        assert "there are 12 of its 17 test images" in refusal.err
 
 
-def test_another_table_than_that_of_the_training_is_tested_with_a_note(
+def test_a_checkpoint_that_does_not_say_is_tested_on_another_table_with_a_note(
     trained_on_a_table, tmp_path, capsys
 ):
     (tmp_path / "other").mkdir()
     make_biq2021(tmp_path / "other", train=3, test=4)
-    arguments = ["--checkpoint", trained_on_a_table, "--store_dir", tmp_path / "store"]
+    early = without_contents(trained_on_a_table, tmp_path / "early.pth")
+    arguments = ["--checkpoint", early, "--store_dir", tmp_path / "store"]
     arguments += ["--test_on", f"csv={tmp_path / 'other'}"]
     said = predicted(capsys, *arguments, *BIQ_AS_CSV, "--test_split", "all")
     assert said.err.startswith("note: the checkpoint was also trained on --dataset csv")

@@ -1,6 +1,8 @@
 """Scores for files and folders, and the flags of prediction."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +137,59 @@ def test_a_folder_scan_takes_what_can_be_read_and_says_what_it_leaves_out(
     assert "2 of kinds that Pillow does not read (.heic, .txt)" in said.err
     said = predicted(capsys, "--checkpoint", checkpoint, folder / "@eaDir", "--test_patch_num", 1)
     assert said.err == "" and len(said.out.splitlines()) == 1  # a folder that is given is taken
+
+
+def test_scores_come_first_and_each_map_fails_by_itself(checkpoint, tmp_path, capsys):
+    folder = tmp_path / "in"
+    deep = folder.joinpath(*["a long name of a folder " * 4] * 20)
+    names = ["$x_1$.png", "$\\frac{$.png", "\u56fe.png", "a\nb.png", f"{'long' * 61}.png"]
+    names += [os.fsdecode(b"caf\xe9.png"), "taken.png"]
+    paths = [folder / name for name in names] + [deep / "deep.png"]
+    for path in paths:
+        photo(tmp_path / "one.png", 90)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "one.png", path)
+    maps, output = tmp_path / "maps", tmp_path / "scores.csv"
+    (maps / f"{predict.map_name(folder / 'taken.png')}.png").mkdir(parents=True)
+    flags = ["--checkpoint", checkpoint, folder, "--heatmap", maps, "--test_patch_num", 4]
+    said = predicted(capsys, *flags, "--output", output, status=1)
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"error: {folder / 'taken.png'}: its map can't be made (")
+    assert len(pd.read_csv(output)) == len(paths) and "caf\\udce9.png" in output.read_text()
+    written = [path for path in maps.iterdir() if path.is_file()]
+    assert len(written) == len(paths) - 1
+    output = tmp_path / "scores.json"
+    predicted(capsys, *flags, "--output", output, status=1)
+    assert {r["path"] for r in json.loads(output.read_text())} == set(map(str, paths))
+
+
+def test_every_image_has_a_map_of_its_own():
+    paths = ["/a_b/c.jpg", "/a/b_c.jpg", "/a+b/c.jpg", "/a/b/c.jpg", "/a/b+c.jpg", "/A/b/c.jpg"]
+    paths += [f"/{letter}/{'x' * 250}.jpg" for letter in "ab"]
+    names = [predict.map_name(Path(path)) for path in paths]
+    assert len(set(names)) == len(paths) and all(len(name) < 250 for name in names)
+    assert names[3] == "a+b+c.jpg"
+
+
+def test_outputs_are_checked_before_any_work(tmp_path, capsys):
+    photo(tmp_path / "a.png", 90)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "file").write_text("")
+    flags = ["--checkpoint", tmp_path / "none.pth"]  # which would be the next error
+    for arguments, message in (
+        (["--output", tmp_path / "none" / "a.csv"], f"none/a.csv: no folder {tmp_path}/none; make"),
+        (["--output", tmp_path / "folder.csv"], "folder.csv: is a folder"),
+        (["--output", tmp_path / "file" / "a.csv"], "a.csv: no folder"),
+        (["--heatmap", tmp_path / "file"], "--heatmap"),
+    ):
+        said = predicted(capsys, *flags, tmp_path / "a.png", *arguments, status=1)
+        assert message in said.err and len(said.err.splitlines()) == 1
+    for arguments, message in (
+        ([f"biq2021={tmp_path}", "--store_dir", tmp_path / "file" / "s"], "--store_dir"),
+        ([f"biq2021={tmp_path / 'none'}"], "none: no such folder"),
+    ):
+        said = predicted(capsys, *flags, "--test_on", *arguments, status=1)
+        assert message in said.err and len(said.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

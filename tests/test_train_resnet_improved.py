@@ -3,7 +3,9 @@
 import json
 import math
 import multiprocessing
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -156,7 +158,8 @@ def test_checkpoints_load_safely_and_score_as_the_run_did(finished):
     content = torch.load(finished[0] / "resnet_improved_ms_att_last.pth", weights_only=True)
     config, epochs = records(finished[0])
     assert content["config"] == config and len(content["epochs"]) == len(epochs) == 2
-    assert set(content) == {"model", "config", "epochs"}
+    assert set(content) == {"model", "config", "epochs", "trained_on"}
+    assert content["trained_on"].shape == (6 + 2, 8)  # training and validation images
     state = torch.load(finished[0] / "run_state.pth", weights_only=True)
     assert {"optimizer", "scheduler", "scaler", "rng"} <= set(state)
     model = ResNetImproved(use_multiscale=True, use_attention=True)
@@ -229,6 +232,32 @@ def test_another_runs_checkpoints_are_kept(tmp_path, capsys):
     assert f"is kept as {kept.name}" in capsys.readouterr().out
 
 
+def test_kept_checkpoints_never_overwrite_each_other(tmp_path):
+    """Object stores give every file the same time."""
+    files = RunFiles(tmp_path, tmp_path, "resnet_improved_ss_noatt", "run")
+    for content in ("one", "two", "three"):
+        for path in (files.best, files.last, files.state):
+            path.write_text(content)
+            os.utime(path, (1, 1))
+        files.make_way()
+    kept = [path.read_text() for path in tmp_path.iterdir()]
+    assert sorted(kept) == sorted(["one", "two", "three"] * 3)
+
+
+@pytest.mark.parametrize("console", [">/dev/full 2>&-", "| head -n 11 >console"])
+def test_a_console_that_goes_away_loses_nothing(koniq10k, tmp_path, console):
+    flags = ["--data_path", koniq10k, "--run_name", "run", "--save_model"]
+    command = shlex.join([sys.executable, *map(str, [ROOT / "train_resnet_improved.py", *TINY])])
+    command += f" {shlex.join(map(str, flags))} {console}"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, env=environment)
+    assert done.returncode == 0
+    _, epochs = records(tmp_path / "logs")
+    state = torch.load(tmp_path / "logs" / "run_state.pth", weights_only=True)
+    assert len(epochs) == len(state["epochs"]) == 2
+    assert len(list((tmp_path / "checkpoints").glob("*.pth"))) == 2
+
+
 def refused(done, *texts) -> None:
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
@@ -252,6 +281,26 @@ def test_koniq_with_five_of_its_photographs_stops(real_data, run_script):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_what_a_run_needs_is_checked_without_writing_anything(
+    koniq10k, run_script, tmp_path, monkeypatch
+):
+    flags = [*TINY, "--save_model", "--check", "--data_path"]
+    done = run_script("train_resnet_improved.py", *flags, koniq10k)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(run_script.folder.iterdir()) == []
+    monkeypatch.chdir(run_script.folder)
+    (tmp_path / "file").write_text("")
+    for more, text in (
+        ((koniq10k, "--backbone_weights", "no.pth"), r"no\.pth"),
+        ((koniq10k, "--batch_size", 11), "last batch of 1 crops"),
+        ((koniq10k, "--checkpoint_dir", tmp_path / "file" / "a"), "--checkpoint_dir"),
+        (("nowhere",), "no such folder"),
+    ):
+        with pytest.raises((DataError, RunError), match=text):
+            train.check(parse_args([*map(str, (*flags, *more))]))
+    assert list(run_script.folder.iterdir()) == []
+
+
 def test_weights_that_cannot_be_had_stop_the_run(koniq10k, run_script, tmp_path):
     flags = [*TINY, "--data_path", koniq10k, "--backbone_weights", tmp_path / "no.pth"]
     refused(run_script("train_resnet_improved.py", *flags), "--backbone_weights", "no.pth")
@@ -272,7 +321,11 @@ def test_an_output_folder_that_cannot_be_made_is_found_before_training(koniq10k,
 
 @pytest.mark.parametrize(
     "signal_number, name, status",
-    [(signal.SIGINT, "SIGINT", 130), (signal.SIGTERM, "SIGTERM", 143)],
+    [
+        (signal.SIGINT, "SIGINT", 130),
+        (signal.SIGTERM, "SIGTERM", 143),
+        (signal.SIGHUP, "SIGHUP", 129),  # of a terminal that is closed
+    ],
 )
 def test_a_signal_ends_a_run_without_a_traceback(koniq10k, tmp_path, signal_number, name, status):
     flags = [*TINY, "--data_path", koniq10k, "--epochs", "1000"]

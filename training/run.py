@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -9,12 +10,54 @@ import data_loader as data
 from datasets.labels import load_labels
 from devices import choose_device, choose_precision, keep_freed_memory
 from errors import RunError
-from evaluation import evaluation_plan
+from evaluation import contents_to_tensor, evaluation_plan
 from progress import Progress
-from training.learner import StepResults, build_learner
+from training.learner import Learner, StepResults, build_learner
 from training.processes import Ranks, Stopping, check_batches, distributed
 from training.records import run_config
 from training.run_files import RunFiles
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Prepared(NamedTuple):
+    """What a run begins with: its labels and their source, how much it trains, what learns."""
+
+    labels: tuple["pd.DataFrame", str]
+    train_images: np.ndarray  # rows of the label table
+    crops: int  # per epoch
+    steps: int  # per epoch
+    learner: Learner
+
+
+def prepare(args: argparse.Namespace, ranks: Ranks) -> Prepared:
+    """Connect the processes, read the labels, build the network; writes nothing.
+
+    Raises DataError and RunError for data, weights and flags that can't be used.
+    """
+    labels = load_labels(args)  # before torch is loaded, as much can be wrong with it
+    device = choose_device(args.device)
+    ranks.start(device)
+    keep_freed_memory()
+    table, _ = labels
+    train_images = np.flatnonzero(table["split"] == "train")
+    crops = len(train_images) * args.train_patch_num
+    steps = -(-crops // args.batch_size)
+    check_batches(
+        batch_size=args.batch_size,
+        patch_size=args.patch_size,
+        crops=crops,
+        processes=ranks.count,
+    )
+    learner = build_learner(
+        args,
+        initial_score=float(table["mos"][train_images].mean()),
+        steps=steps * args.epochs,
+        device=device,
+        precision=choose_precision(args.amp, device),
+    )
+    return Prepared(labels, train_images, crops, steps, learner)
 
 
 class Run:
@@ -28,36 +71,18 @@ class Run:
     def __init__(self, args: argparse.Namespace, ranks: Ranks, files: RunFiles):
         """Raises DataError and RunError for data, weights and flags that can't be used."""
         self.args, self.ranks, self.files, self.stopping = args, ranks, files, Stopping()
-        labels = load_labels(args)  # before torch is loaded, as much can be wrong with it
+        labels, self.train_images, self.crops, self.steps, self.learner = prepare(args, ranks)
+        device = self.learner.device
 
         import torch
-
-        device = choose_device(args.device)
-        ranks.start(device)
-        keep_freed_memory()
-        table, _ = labels
-        self.train_images = np.flatnonzero(table["split"] == "train")
-        self.crops = len(self.train_images) * args.train_patch_num
-        self.steps = -(-self.crops // args.batch_size)
-        check_batches(
-            batch_size=args.batch_size,
-            patch_size=args.patch_size,
-            crops=self.crops,
-            processes=ranks.count,
-        )
-        self.learner = build_learner(
-            args,
-            initial_score=float(table["mos"][self.train_images].mean()),
-            steps=self.steps * args.epochs,
-            device=device,
-            precision=choose_precision(args.amp, device),
-        )
 
         self.data = data.open_data(args, device, labels)
         self.image_mos = self.data.table["mos"].to_numpy()
         self.mos = torch.tensor(self.image_mos, dtype=torch.float32, device=device)
         self.test_plan = evaluation_plan(args, self.data.table)
         self.test_table = self.data.table.loc[self.test_plan[:: args.test_patch_num, 0]]
+        evaluated_only = self.data.table["split"] == "test"
+        self.trained_on = contents_to_tensor(self.data.table["content"][~evaluated_only])
         self.config = run_config(args, self.data, self.learner, ranks)
 
         self.epochs, self.evaluated = [], []
@@ -85,6 +110,7 @@ class Run:
             "model": self.learner.model.state_dict(),
             "config": self.config,
             "epochs": self.epochs,
+            "trained_on": self.trained_on,
         }
 
     def rates(self) -> list[float]:
