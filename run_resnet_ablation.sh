@@ -1,7 +1,16 @@
 #!/usr/bin/env bash
 # Which runs make the table: trains the configurations that experiment.py lists, all with the same
 # settings, shows SRCC and PLCC of each run, and makes the report. --help says how, and how long it takes.
+
+# Without what the caller's shell hands on: CDPATH, options such as noclobber, functions; and in
+# bash, also when called by sh.
+case $- in *p*) ;; *) exec bash -p "$0" "$@" ;; esac
 set -euo pipefail
+
+# A console that has gone away stops nothing; one that is closed is /dev/null.
+trap '' PIPE
+[[ -e /dev/fd/1 ]] || exec >/dev/null
+[[ -e /dev/fd/2 ]] || exec 2>/dev/null
 
 if ((BASH_VERSINFO[0] < 4 || (BASH_VERSINFO[0] == 4 && BASH_VERSINFO[1] < 4))); then
   echo "error: this script needs bash 4.4 or newer, and this is $BASH_VERSION" >&2
@@ -67,8 +76,12 @@ figures.
 END
 }
 
+say() { # WORD...: a line on the console, if there is one
+  printf '%s\n' "$*" 2>/dev/null || true
+}
+
 fail() {
-  echo "error: $*" >&2
+  say "error: $*" >&2
   exit 2
 }
 
@@ -91,14 +104,25 @@ list_runs() { # sets `runs`, and flags and seed of each; the user can't give the
   done
 }
 
+name_before() { # RUN: its name so far, if it is of an ablation of one seed that gets more seeds
+  local run=${1%_seed*}
+  if ((${#seeds[@]} > 1 && ${#seeds_before[@]} == 1)) &&
+    [[ $1 == *_seed"${seeds_before[0]}" && -e $log_dir/$run.jsonl ]]; then
+    echo "$run"
+  else
+    echo "$1"
+  fi
+}
+
 take_in_seeds() { # the runs of an ablation of one seed are named as those of several
-  local run file seed=${seeds_before[0]:-}
-  ((${#seeds[@]} > 1 && ${#seeds_before[@]} == 1)) || return 0
+  local run before file status
   for run in "${runs[@]}"; do
-    [[ $run == *_seed"$seed" && -e $log_dir/${run%_seed*}.jsonl ]] || continue
-    flock -n "$log_dir/.${run%_seed*}_state.lock" true || fail "${run%_seed*} is still being trained"
-    for file in "$log_dir/${run%_seed*}"{.log,.jsonl,_predictions.csv,_state.pth,_state_before.pth}; do
-      if [[ -e $file ]]; then mv -n "$file" "${file/"${run%_seed*}"/$run}"; fi
+    before=$(name_before "$run") status=0
+    [[ $before != "$run" ]] || continue
+    flock -n "$log_dir/.${before}_state.lock" true || status=$?
+    ((status != 1)) || fail "$before is still being trained" # others: a file system without locks
+    for file in "$log_dir/$before"{.log,.jsonl,_predictions.csv,_state.pth,_state_before.pth}; do
+      if [[ -e $file ]]; then mv -n "$file" "${file/"$before"/$run}"; fi
     done
   done
 }
@@ -110,20 +134,19 @@ prepare() { # RUN: sets `command`, which trains it
   command=("$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" "${own[@]}"
     --seed "${seed_of[$run]}" --run_name "$run" --log_dir "$log_dir" --checkpoint_dir "$folder")
   if [[ -e $log_dir/$run.jsonl ]]; then command+=(--resume); fi
-  echo "$run: training ($(date +%H:%M:%S)), log in $log_dir/$run.log"
+  say "$run: training ($(date +%H:%M:%S)), log in $log_dir/$run.log"
 }
 
 run_one_at_a_time() { # RUN...: each with its console on this one and in its log
   local run status tee_pid
   for run in "$@"; do
-    echo
+    say
     prepare "$run"
-    # tee has its last line before the log is read
-    exec {log}> >(exec tee -a "$log_dir/$run.log")
+    exec {log}> >(trap '' HUP INT TERM && exec tee -a "$log_dir/$run.log")
     tee_pid=$! status=0
     watched "${command[@]}" >&"$log" 2>&1 || status=$?
     exec {log}>&-
-    wait "$tee_pid" || status=1
+    wait "$tee_pid" || true # the log has its last line now, whatever became of the console
     if ((status)); then note_failure "$run"; fi
   done
 }
@@ -146,14 +169,14 @@ run_side_by_side() { # RUN...: as many at once as there are slots; one line per 
         if ((status)); then
           note_failure "$run"
         else
-          echo "$run: $(grep -m 1 "^${CLOSING_LINES[0]}" "$log_dir/$run.log")"
+          say "$run: $(grep -m 1 "^${CLOSING_LINES[0]}" "$log_dir/$run.log")"
         fi
       fi
     done
     if ((SECONDS - spoken >= 60)); then
       spoken=$SECONDS
       for slot in "${!children[@]}"; do
-        echo "$(date +%H:%M) ${run_of[slot]}: $(tail -n 1 "$log_dir/${run_of[slot]}.log")"
+        say "$(date +%H:%M) ${run_of[slot]}: $(tail -n 1 "$log_dir/${run_of[slot]}.log")"
       done
     fi
     sleep 0.5
@@ -162,7 +185,7 @@ run_side_by_side() { # RUN...: as many at once as there are slots; one line per 
 
 note_failure() { # RUN
   failed[$1]=1
-  echo "$1: FAILED, see $log_dir/$1.log" >&2
+  say "$1: FAILED, see $log_dir/$1.log" >&2
 }
 
 watched() { # COMMAND...: run it in the background, where the traps below can end it
@@ -177,14 +200,15 @@ watched() { # COMMAND...: run it in the background, where the traps below can en
 # shellcheck disable=SC2317 # called by the traps
 stop() { # SIGNAL STATUS
   trap 'kill -KILL "${children[@]}" 2>/dev/null; exit 130' INT # a second Ctrl-C
-  trap '' TERM
-  echo "stopped by $1" >&"$console"
+  trap '' TERM HUP
+  say "stopped by $1" >&"$console"
   if ((${#children[@]})); then
     kill -TERM "${children[@]}" 2>/dev/null || true
-    wait "${children[@]}" 2>/dev/null || true
+    # Not by wait: within a trap it can miss that a child has ended.
+    while kill -0 "${children[@]}" 2>/dev/null; do sleep 0.1; done
   fi
   if [[ -n ${log_dir:-} ]]; then
-    printf 'to continue: bash %q --resume %q\n' "$0" "$log_dir" >&"$console"
+    say "to continue: $(printf 'bash %q --resume %q' "$0" "$log_dir")" >&"$console"
   fi
   exit "$2"
 }
@@ -203,18 +227,18 @@ figure() { # CLOSING_LINE LOG: the figure that follows it; status 1 if there is 
 
 # shellcheck disable=SC2059
 table() { # one row per run: its closing figures; status 1 if a run failed or lacks a figure
-  local run line figures status=0 row='%-32s %14s %14s %14s %12s\n'
-  printf "$row" "" "best on test" "best on test" "chosen by val" "last epoch"
-  printf "$row" run SRCC PLCC SRCC SRCC
+  local run line figures status=0 row='%-32s %14s %14s %14s %12s'
+  say "$(printf "$row" "" "best on test" "best on test" "chosen by val" "last epoch")"
+  say "$(printf "$row" run SRCC PLCC SRCC SRCC)"
   for run in "${runs[@]}"; do
     figures=()
     for line in "${CLOSING_LINES[@]}"; do
       figures+=("$(figure "$line" "$log_dir/$run.log")") || failed[$run]=1
     done
     if [[ -z ${failed[$run]:-} ]]; then
-      printf "$row" "$run" "${figures[@]}"
+      say "$(printf "$row" "$run" "${figures[@]}")"
     else
-      printf '%-32s FAILED: see %s\n' "$run" "$log_dir/$run.log"
+      say "$(printf '%-32s FAILED: see %s' "$run" "$log_dir/$run.log")"
       status=1
     fi
   done
@@ -291,7 +315,7 @@ while (($#)); do
       if [[ $1 == --log_dir ]]; then log_root=$2; else checkpoint_dir=$2; fi
       shift 2
       ;;
-    --run_name | --resume) fail "$1 is what this script sets for each run" ;;
+    --run_name | --resume | --check) fail "$1 is what this script sets for each run" ;;
     *) flags+=("$1"); shift ;;
   esac
 done
@@ -322,11 +346,13 @@ if ((${#neighbours[@]})); then
   done
 fi
 flags+=("${chosen[@]}")
+command -v "$PYTHON" >/dev/null || fail "there is no $PYTHON: set PYTHON to a Python 3.10 or newer"
 list_runs
 
 exec {console}>&2 # a trap that runs within a run would write to its log
 trap 'stop SIGINT 130' INT
 trap 'stop SIGTERM 143' TERM
+trap 'stop SIGHUP 129' HUP # of a terminal that is closed
 
 if ((demo)); then
   watched "$PYTHON" "$HERE/demo_dataset.py" demo/koniq-10k
@@ -340,6 +366,19 @@ if ((demo)); then
 fi
 checkpoint_dir=${checkpoint_dir:-checkpoints}
 
+waiting=()
+for run in "${runs[@]}"; do
+  if [[ -n $log_dir ]] && grep -qs "^${CLOSING_LINES[-1]}" "$log_dir/$(name_before "$run").log"; then
+    say "$run: finished already, see $log_dir/$run.log"
+  else
+    waiting+=("$run")
+  fi
+done
+if ((${#waiting[@]})); then # what all runs need is checked once, before anything is made
+  watched "$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" --seed "${seeds[0]}" \
+    --log_dir "${log_dir:-$log_root}" --checkpoint_dir "$checkpoint_dir" --check
+fi
+
 if [[ -z $log_dir ]]; then
   log_dir=$log_root/resnet_ablation_$(date +%Y%m%d_%H%M%S)
   mkdir -p "$log_root"
@@ -349,28 +388,20 @@ take_in_seeds
 printf '%s\0' "${arguments[@]}" >"$log_dir/arguments.part"
 mv "$log_dir/arguments.part" "$log_dir/arguments"
 
-waiting=()
-for run in "${runs[@]}"; do
-  if grep -qs "^${CLOSING_LINES[-1]}" "$log_dir/$run.log"; then
-    echo "$run: finished already, see $log_dir/$run.log"
-  else
-    waiting+=("$run")
-  fi
-done
 if ((${#slots[@]})); then
   run_side_by_side "${waiting[@]}"
 else
   run_one_at_a_time "${waiting[@]}"
 fi
 
-echo
+say
 status=0
 table || status=1
 if ((demo)); then
-  echo "DEMO: synthetic images with known distortions; these figures are not KonIQ-10k figures."
+  say "DEMO: synthetic images with known distortions; these figures are not KonIQ-10k figures."
 fi
 if grep -qs "^${CLOSING_LINES[-1]}" "$log_dir"/*.log; then # a finished run
-  echo
+  say
   "$PYTHON" "$HERE/report_resnet_ablation.py" "$log_dir" || status=1
 fi
 exit "$status"

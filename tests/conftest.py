@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ablations import STAND_IN
+
 # A job in the background is born deaf to Ctrl-C, and so are its children: hear it again.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -134,4 +136,35 @@ def run_script(tmp_path):
         )
 
     run.folder = work
+    return run
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    path = tmp_path / "stand_in"
+    path.write_text(STAND_IN.replace("PYTHON", sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def ablation(run_script, stand_in, tmp_path):
+    """Run the script with the stand-in; returns the process, with `.folder` of its logs."""
+
+    def run(*arguments, failing="none", hanging="none", forgetting="none", **environment):
+        done = run_script(
+            "run_resnet_ablation.sh",
+            *arguments,
+            PYTHON=str(stand_in),
+            CALLS=str(tmp_path / "calls"),
+            FAILING=failing,
+            HANGING=hanging,
+            FORGETTING=forgetting,
+            **environment,
+        )
+        folders = sorted((run_script.folder / "logs").glob("resnet_ablation_*"))
+        done.folder = folders[-1] if folders else None
+        return done
+
+    run.calls = tmp_path / "calls"
     return run

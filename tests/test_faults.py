@@ -400,6 +400,7 @@ def test_no_name_breaks_out_of_the_script(tmp_path, name):
     stand_in = tmp_path / "python"
     stand_in.write_text(
         '#!/usr/bin/env bash\ncase $1 in *experiment.py) exec python3 "$@" ;; esac\n'
+        'case "${*: -1}" in --check) exit ;; esac\n'
         'printf "%s\\0" "$@" >>"$CALLS"\nexit 1\n'
     )
     stand_in.chmod(0o755)

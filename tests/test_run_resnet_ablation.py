@@ -8,86 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from ablations import rows
 from conftest import ROOT, TINY
 from training.flags import parse_args
 from training.records import closing_lines
-
-# Takes the place of python3: writes what a run's console shows, or fails, hangs, forgets a figure.
-STAND_IN = """#!/usr/bin/env bash
-all=$*
-case $1 in
-  *experiment.py) exec PYTHON "$@" ;;
-  *demo_dataset.py) echo "make $2" >>"$CALLS"; exit ;;
-  *report_resnet_ablation.py) echo "report on $2"; exit ;;
-esac
-while (($#)); do
-  case $1 in --run_name) name=$2 ;; --seed) seed=$2 ;; --log_dir) dir=$2 ;; esac
-  [[ $1 == --resume ]] && resumed=" resumed"
-  shift
-done
-echo "$name${resumed:-}" >>"$CALLS"
-touch "$dir/$name.jsonl"
-echo "called with $all"
-echo "on gpu ${CUDA_VISIBLE_DEVICES:-}, ${OMP_NUM_THREADS:-} threads"
-echo "data        a data set"
-[[ $all == *hyperiqa_paper* ]] && echo "split       random by --split_seed $seed"
-case "$name" in
-  $FAILING*) echo "error: this run fails"; exit 1 ;;
-  $HANGING*) exec sleep 60 ;;
-  $FORGETTING*) exit 0 ;;
-esac
-srcc=0.9$((seed % 10))${name:3:1}0
-echo "Best Test SRCC: $srcc  (epoch 2, chosen on the test images themselves: optimistic)"
-echo "Best Test PLCC: 0.9500  (epoch 2, chosen on the test images themselves: optimistic)"
-chosen="0.8$((seed % 10))00  (epoch 1, chosen on the validation images)"
-if [[ ${CHOSEN:-} == none ]]; then
-  echo "No validation images: no epoch is chosen by them."
-else
-  echo "Validation-Chosen Test SRCC: ${CHOSEN:-$chosen}"
-fi
-echo "Last Test SRCC: -0.0100  (epoch 3, not chosen)"
-"""
-
-
-@pytest.fixture
-def stand_in(tmp_path):
-    path = tmp_path / "stand_in"
-    path.write_text(STAND_IN.replace("PYTHON", sys.executable))
-    path.chmod(0o755)
-    return path
-
-
-@pytest.fixture
-def ablation(run_script, stand_in, tmp_path):
-    """Run the script with the stand-in; returns the process, with `.folder` of its logs."""
-
-    def run(*arguments, failing="none", hanging="none", forgetting="none", **environment):
-        done = run_script(
-            "run_resnet_ablation.sh",
-            *arguments,
-            PYTHON=str(stand_in),
-            CALLS=str(tmp_path / "calls"),
-            FAILING=failing,
-            HANGING=hanging,
-            FORGETTING=forgetting,
-            **environment,
-        )
-        folders = sorted((run_script.folder / "logs").glob("resnet_ablation_*"))
-        done.folder = folders[-1] if folders else None
-        return done
-
-    run.calls = tmp_path / "calls"
-    return run
-
-
-def rows(console: str) -> dict[str, list[str]]:
-    """The table's cells by run: test SRCC, PLCC, SRCC chosen by val, of the last epoch."""
-    found = re.findall(r"^(exp\w+) +(-?\d.*|FAILED: see .*)", console, re.MULTILINE)
-    return {run: cells.split() for run, cells in found}
 
 
 def test_the_three_configurations_end_in_a_table(koniq10k, run_script):
@@ -252,37 +179,13 @@ def test_a_missing_figure_is_an_error_not_a_blank(ablation):
     assert rows(done.stdout)["exp2_multiscale"][0] == "FAILED:"
 
 
-def test_wrong_data_fails_every_run_with_its_sentence(run_script):
-    done = run_script("run_resnet_ablation.sh", "--data_path", "nowhere", timeout=120)
-    assert done.returncode == 1
-    assert done.stdout.count("error: --data_path nowhere: no such folder") == 3
-    assert done.stdout.count("FAILED: see") == 3
-
-
-@pytest.mark.parametrize("signal_number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_all_of_it(tmp_path, stand_in, signal_number, status):
-    environment = {"PYTHON": stand_in, "CALLS": tmp_path / "calls", "HANGING": "exp1"}
-    process = subprocess.Popen(
-        ["bash", ROOT / "run_resnet_ablation.sh"],
-        cwd=tmp_path,
-        env=os.environ | {k: str(v) for k, v in environment.items()} | {"FAILING": "none"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "calls").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
-    if signal_number == signal.SIGINT:
-        os.killpg(process.pid, signal_number)  # as a terminal does
-    else:
-        process.send_signal(signal_number)
-    output, errors = process.communicate(timeout=30)
-    assert process.returncode == status and "stopped by SIG" in errors
-    assert (tmp_path / "calls").read_text().split() == ["exp1_baseline"]
-    assert "best on test" not in output  # no table is announced
+def test_what_all_runs_need_is_checked_once_before_anything_is_made(run_script):
+    for flags in ([], ["--data_path", "nowhere", "--seeds", "1,2"]):
+        done = run_script("run_resnet_ablation.sh", *flags, timeout=120)
+        assert done.returncode == 1 and done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert "no such folder" in line and "run_resnet_ablation.sh --demo" in line
+        assert list(run_script.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -508,12 +411,11 @@ def test_help_explains(ablation):
 def test_arguments_with_spaces_arrive_whole(koniq10k, run_script, tmp_path):
     moved = koniq10k.rename(tmp_path / "my $(touch broken) data")
     done = run_script("run_resnet_ablation.sh", "--data_path", moved, "--epochs", "0", timeout=120)
-    assert done.returncode == 1 and "--epochs: 0 is not" in done.stdout
-    # a log folder of its own: two ablations of one second would be refused
+    assert done.returncode == 2 and "--epochs: 0 is not" in done.stderr
     flags = ("--data_path", f"{moved}/no", "--log_dir", "other logs")
     done = run_script("run_resnet_ablation.sh", *flags, timeout=120)
-    assert f"--data_path {moved}/no: no such folder" in done.stdout
-    assert not (run_script.folder / "broken").exists()
+    assert f"--data_path {moved}/no: no such folder" in done.stderr
+    assert list(run_script.folder.iterdir()) == []
 
 
 def test_the_script_is_clean():

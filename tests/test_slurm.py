@@ -18,11 +18,7 @@ SCONTROL = '#!/usr/bin/env bash\necho "scontrol $*" >>"$CALLS"\n'
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Run the script on a cluster of stand-ins; returns (process, what was called).
-
-    Its folder has what a checkout has; the script lies elsewhere, as the copy of a task does.
-    """
-    shutil.copy(ROOT / "experiment.py", tmp_path)
+    """Run the script in an empty folder, on a cluster of stand-ins; (process, what was called)."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
@@ -30,12 +26,12 @@ def cluster(tmp_path):
         (tools / name).chmod(0o755)
     calls = tmp_path / "calls"
 
-    def run(*flags, **environment):
+    def run(*flags, script=SCRIPT, **environment):
         calls.write_text("")
         python = Path(sys.executable).parent
         own = {"PATH": f"{tools}:{python}:{os.environ['PATH']}", "CALLS": str(calls)}
         done = subprocess.run(
-            ["bash", SCRIPT, *flags],
+            ["bash", script, *flags],
             cwd=tmp_path,
             env=os.environ | own | environment,
             capture_output=True,
@@ -53,7 +49,7 @@ def test_it_submits_an_array_and_then_the_report(cluster, tmp_path):
     assert "--array=0-5" in array and f"LOG_DIR=logs/{folder.name}" in array
     assert array.endswith(f"{SCRIPT} --data_path /data/koniq 10k")
     assert "--dependency=afterany:77 " in report
-    assert f"--wrap=python3 report_resnet_ablation.py logs/{folder.name}" in report
+    assert f"--wrap=python3 {ROOT}/report_resnet_ablation.py logs/{folder.name}" in report
     assert f"6 runs, logs and report in logs/{folder.name}" in done.stdout
 
 
@@ -68,6 +64,30 @@ def test_each_task_trains_its_configuration_and_seed_and_can_be_resumed(cluster)
         assert ("--use_attention" in words) == ("attention" in call.split("--run_name ")[1])
         assert ("--no-use_multiscale" in words) == ("exp1" in call)
     assert len(seen) == 6 and ("exp3_multiscale_attention_seed43", "43") in seen
+
+
+def test_a_task_runs_from_a_copy_of_the_script(cluster, tmp_path):
+    copy = shutil.copy(SCRIPT, tmp_path / "slurm_script")
+    task = {"SLURM_ARRAY_TASK_ID": "0", "LOG_DIR": "logs/here", "IQA_CHECKOUT": str(ROOT)}
+    done, (call,) = cluster(script=copy, **task)
+    assert done.returncode == 0 and f"srun python3 {ROOT}/train_resnet_improved.py " in call
+
+
+def test_the_callers_shell_changes_nothing(cluster, tmp_path):
+    (tmp_path / "a check out").symlink_to(ROOT)
+    (tmp_path / "stray" / "a check out" / "slurm").mkdir(parents=True)
+    caller = {"CDPATH": str(tmp_path / "stray"), "SHELLOPTS": "noclobber:noglob"}
+    caller |= {"BASH_FUNC_sbatch%%": "() { echo no; }", "IQA_CHECKOUT": "/nowhere"}
+    done, (array, report) = cluster(script="a check out/slurm/ablation.sbatch", **caller)
+    assert done.returncode == 0 and "--array=0-2" in array and "a\\ check\\ out/report" in report
+
+
+def test_two_ablations_of_one_second_never_share_a_folder(cluster, tmp_path):
+    (tmp_path / "tools" / "date").write_text("#!/usr/bin/env bash\necho 20260102_030405\n")
+    (tmp_path / "tools" / "date").chmod(0o755)
+    assert cluster()[0].returncode == 0
+    done, calls = cluster()
+    assert done.returncode == 1 and calls == [] and "20260102_030405" in done.stderr
 
 
 def test_a_preempted_task_is_queued_again_and_a_failed_one_is_not(cluster):
