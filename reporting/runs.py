@@ -17,6 +17,10 @@ from experiment import CONFIGURATIONS, FREE_FLAGS, MODELS, NEIGHBOURS, SELECTION
 if TYPE_CHECKING:
     import pandas as pd
 
+# Of the predictions, and their types: names are strings, also 0001, 1e5 and NA.
+COLUMNS = {"epoch": int, "split": str, "image": str, "mos": float, "score": float}
+NUMBERS = ("mos", "score", "w1", "w2", "w3", "w4")  # which may be empty
+
 
 class FinishedRun(NamedTuple):
     name: str  # with its folder if there are several
@@ -108,10 +112,12 @@ def read_run(path: Path, name: str) -> FinishedRun | UnusableRun:
         reason = f"{path}: ended after {len(epochs)} of {wanted} epochs; left out"
         return unusable._replace(reason=reason)
     try:
-        predictions = pd.read_csv(csv)
+        predictions = pd.read_csv(
+            csv, dtype=COLUMNS, keep_default_na=False, na_values=dict.fromkeys(NUMBERS, "")
+        )
     except (OSError, ValueError) as error:
         return unusable._replace(reason=unreadable(csv, error))
-    missing = {"epoch", "split", "image", "mos", "score"} - set(predictions.columns)
+    missing = set(COLUMNS) - set(predictions.columns)
     if missing:
         reason = f"{csv}: has no column {', '.join(sorted(missing))}; left out"
         return unusable._replace(reason=reason)

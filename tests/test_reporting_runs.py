@@ -3,6 +3,7 @@
 import json
 import re
 
+import pandas as pd
 import pytest
 
 from errors import ReportError
@@ -81,6 +82,20 @@ def test_other_settings_are_never_compared(logs, capsys):
     assert "with seed 42 was found 2 times" in reported(logs, capsys, status=1)[2]
 
 
+@pytest.mark.parametrize("first", [[], ["NA", "nan", "1e5", "", "True"]])
+def test_names_of_images_are_strings_whatever_they_look_like(tmp_path, capsys, first):
+    write_three(tmp_path, tests=60, vals=0)
+    named = [*first, *(f"{i:04}" for i in range(60 - len(first)))]
+    for name in NAMES:
+        path = tmp_path / f"{name}_predictions.csv"
+        table = pd.read_csv(path)
+        table["image"] = table["image"].map(dict(zip(sorted(set(table["image"])), named)))
+        table.to_csv(path, index=False)
+    reported(tmp_path, capsys, draw=True)
+    for run in read_runs([tmp_path]).finished:
+        assert set(run.predictions["image"]) == set(named)
+
+
 @pytest.mark.parametrize("key, values", [("precision", ("bf16", "off")), ("weights", "ab")])
 def test_other_precisions_and_backbones_are_never_compared(logs, capsys, key, values):
     for name, value in zip(NAMES, (values[0], *values)):
@@ -148,6 +163,11 @@ def test_a_log_without_a_record_is_known_by_its_name(tmp_path, model, neighbours
         (".jsonl", '{"model": "hyperiqa"}\n', "cannot be read (KeyError: 'flags'); left out"),
         ("_predictions.csv", None, "cannot be read (FileNotFoundError"),
         ("_predictions.csv", "", "cannot be read (EmptyDataError"),
+        (
+            "_predictions.csv",
+            "epoch,split,image,mos,score\n1,test,a.jpg,50,4x\n",
+            "cannot be read (V",
+        ),
         ("_predictions.csv", "epoch,split\n1,test\n", "has no column image, mos, score; left out"),
     ],
 )
