@@ -1,7 +1,9 @@
 """The two READMEs say the same, and what they and docs/ name is there."""
 
 import importlib
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -74,6 +76,7 @@ def test_every_flag_is_documented_and_no_other(capsys):
     of_the_script |= {"--with_neighbours", "--neighbours", "--standalone"}
     of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on", "--test_split"}
+    of_prediction |= {"--skip_trained"}
     of_the_report = {"--resamples"}
     known = of_training | of_the_script | of_prediction | of_the_report
     assert of_training <= flags(PAGES["docs/flags.md"])
@@ -179,6 +182,25 @@ def test_the_readme_is_short(text):
 @pytest.mark.parametrize("page", EVERYTHING)
 def test_nothing_is_left_to_be_filled_in(page):
     assert "TODO" not in EVERYTHING[page]
+
+
+def test_the_checks_run_in_the_checkout_whatever_the_callers_shell(tmp_path):
+    for folder in ("work/.ci", "stray/.ci", "tools"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / "work" / ".ci")
+    (tmp_path / "tools" / "python3").write_text("#!/usr/bin/env bash\npwd\nexit 7\n")
+    (tmp_path / "tools" / "python3").chmod(0o755)
+    caller = {"CDPATH": str(tmp_path / "stray"), "BASH_FUNC_cd%%": "() { builtin cd /; }"}
+    caller |= {"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}"}
+    for shell in ("bash", "sh"):
+        done = subprocess.run(
+            [shell, ".ci/run"],
+            cwd=tmp_path / "work",
+            env=os.environ | caller,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout) == (7, f"{tmp_path / 'work'}\n"), done.stderr
 
 
 def test_source_files_are_ascii():
