@@ -15,12 +15,10 @@ Python:
 """
 
 import argparse
-import hashlib
 import json
 import math
 import os
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +29,7 @@ import numpy as np
 
 import cross_dataset
 import data_loader as data
-from console import check_shown, command, described, fail
+from console import check_shown, command, fail
 from datasets.flags import (
     HelpFormatter,
     add_csv_flags,
@@ -40,7 +38,7 @@ from datasets.flags import (
     number,
     with_negative_numbers,
 )
-from datasets.images import decode, load_image, resized
+from datasets.images import decode
 from datasets.labels import DATASETS, check_folder
 from datasets.places import images_in
 from datasets.readers import CsvOptions, csv_options
@@ -54,15 +52,14 @@ from evaluation import (
     precision_of,
     score_crops,
 )
-from files import check_file_for, check_folder_for, make_folder, replacing, write_atomically
+from files import check_file_for, check_folder_for, make_folder, write_atomically
+from heatmaps import write_heatmaps
 from progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
     from torch import nn
-
-LONGEST_NAME = 200  # bytes of the name of a map, without its hash and .png; most systems take 255
 
 
 def score_images(
@@ -189,77 +186,6 @@ def find_files(given: list[Path]) -> tuple[list[Path], list[str]]:
         else:
             raise RunError(f"{path}: no such file or folder")
     return files, notes
-
-
-def write_heatmap(
-    folder: Path, path: Path, scores: np.ndarray, plan: np.ndarray, flags: dict
-) -> None:
-    """Write FOLDER/NAME.png: the image, and a map of the mean score of the crops at each pixel.
-
-    scores (P,) and plan (P, 4) are those of the image's crops. NAME: see map_name.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from PIL import Image
-
-    matplotlib.rcdefaults()  # whatever style the user has
-    (height, width), size = flags["resize"], flags["patch_size"]
-    total, count = np.zeros((height, width)), np.zeros((height, width))
-    for score, (_, top, left, _) in zip(scores, plan):
-        total[top : top + size, left : left + size] += score
-        count[top : top + size, left : left + size] += 1
-    with np.errstate(invalid="ignore"):
-        means = total / count  # NaN where there is no crop
-    original = load_image(path)
-    image, (wide, high) = resized(original, height, width), original.size
-    shape = {"extent": (0, wide, high, 0)}
-    figure, panels = plt.subplots(
-        1, 2, figsize=(8, 4 * min(2.0, high / wide) + 0.5), layout="constrained"
-    )
-    panels[0].imshow(image, **shape)
-    name = path.name.encode(errors="backslashreplace").decode()[-60:]
-    title = f"{name}: {scores.mean():.1f}"
-    panels[0].set_title(title, fontsize=9, parse_math=False, usetex=False)
-    grey = np.asarray(Image.fromarray(image).convert("L"))
-    panels[1].imshow(grey, cmap="gray", vmin=0, vmax=255, **shape)
-    drawn = panels[1].imshow(means, cmap="viridis", alpha=0.6, **shape)
-    figure.colorbar(drawn, ax=panels[1], label="mean score of the crops at a pixel", shrink=0.8)
-    for axes in panels:
-        axes.set_axis_off()
-    try:
-        with replacing(folder / f"{map_name(path)}.png") as file, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # of a name that the font can't show
-            figure.savefig(file, format="png", dpi=120)
-    finally:
-        plt.close(figure)
-
-
-def map_name(path: Path) -> str:
-    """The full path of an image as the name of its map, which no other image has: + for each /.
-
-    If the path has a + itself, or is too long for a name, a hash of it comes first.
-    """
-    name = str(path.absolute()).lstrip(os.sep)
-    flat = os.fsencode(name.replace(os.sep, "+"))
-    if "+" in name or len(flat) > LONGEST_NAME:
-        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:12].encode()
-        flat = digest + b"+" + flat[-LONGEST_NAME:]
-    return os.fsdecode(flat)
-
-
-def write_heatmaps(folder: Path, maps: list[tuple], flags: dict) -> int:
-    """Write a map for each (path, scores, plan); the number of maps that could not be made."""
-    failed = 0
-    for path, scores, plan in maps:
-        try:
-            write_heatmap(folder, Path(path), scores, plan, flags)
-        except Exception as error:  # of matplotlib, of Pillow, of the disk: many kinds
-            failed += 1
-            reason = described(error) if isinstance(error, OSError) else first_line(error)
-            print(f"error: {path}: its map can't be made ({reason})", file=sys.stderr)
-    return failed
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,8 +1,6 @@
 """Scores for files and folders, and the flags of prediction."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,37 +72,6 @@ def test_files_and_folders_are_scored_and_bad_ones_named(trained, checkpoint, tm
     assert [f"{s:.4f}" for s in table["score"]] == [line[1].split()[0] for line in lines]
 
 
-def test_heatmaps_are_one_for_each_image(checkpoint, tmp_path, capsys):
-    for folder in ("a", "b"):
-        photo(tmp_path / folder / "same.png", 90)
-    predicted(
-        capsys, "--checkpoint", checkpoint, tmp_path / "a", tmp_path / "b",
-        "--heatmap", tmp_path / "maps", "--test_patch_num", 4,
-    )  # fmt: skip
-    assert len(list((tmp_path / "maps").glob("*same.png.png"))) == 2
-
-
-def test_a_heatmap_shows_a_portrait_photograph_upright(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
-    flags = {"resize": (48, 40), "patch_size": 32}
-    plan = np.array([[0, 0, 0, 0], [0, 16, 8, 0]])
-    maps = []
-    for folder, image, options in (
-        ("upright", pixels, {}),
-        ("turned", np.rot90(pixels), {"exif": exif}),
-    ):
-        (tmp_path / folder).mkdir()
-        Image.fromarray(image).save(tmp_path / folder / "a.png", **options)
-        predict.write_heatmap(
-            tmp_path / folder, tmp_path / folder / "a.png", np.array([20.0, 80.0]), plan, flags
-        )
-        (written,) = (tmp_path / folder).glob("*a.png.png")
-        maps.append(np.asarray(Image.open(written)))
-    assert (maps[0] == maps[1]).all()
-
-
 def test_one_path_is_scored_as_a_list_of_one(checkpoint, tmp_path):
     photo(tmp_path / "a.png", 90)
     model = predict.load_model(checkpoint, "cpu")
@@ -137,38 +104,6 @@ def test_a_folder_scan_takes_what_can_be_read_and_says_what_it_leaves_out(
     assert "2 of kinds that Pillow does not read (.heic, .txt)" in said.err
     said = predicted(capsys, "--checkpoint", checkpoint, folder / "@eaDir", "--test_patch_num", 1)
     assert said.err == "" and len(said.out.splitlines()) == 1  # a folder that is given is taken
-
-
-def test_scores_come_first_and_each_map_fails_by_itself(checkpoint, tmp_path, capsys):
-    folder = tmp_path / "in"
-    deep = folder.joinpath(*["a long name of a folder " * 4] * 20)
-    names = ["$x_1$.png", "$\\frac{$.png", "\u56fe.png", "a\nb.png", f"{'long' * 61}.png"]
-    names += [os.fsdecode(b"caf\xe9.png"), "taken.png"]
-    paths = [folder / name for name in names] + [deep / "deep.png"]
-    for path in paths:
-        photo(tmp_path / "one.png", 90)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tmp_path / "one.png", path)
-    maps, output = tmp_path / "maps", tmp_path / "scores.csv"
-    (maps / f"{predict.map_name(folder / 'taken.png')}.png").mkdir(parents=True)
-    flags = ["--checkpoint", checkpoint, folder, "--heatmap", maps, "--test_patch_num", 4]
-    said = predicted(capsys, *flags, "--output", output, status=1)
-    (line,) = said.err.splitlines()
-    assert line.startswith(f"error: {folder / 'taken.png'}: its map can't be made (")
-    assert len(pd.read_csv(output)) == len(paths) and "caf\\udce9.png" in output.read_text()
-    written = [path for path in maps.iterdir() if path.is_file()]
-    assert len(written) == len(paths) - 1
-    output = tmp_path / "scores.json"
-    predicted(capsys, *flags, "--output", output, status=1)
-    assert {r["path"] for r in json.loads(output.read_text())} == set(map(str, paths))
-
-
-def test_every_image_has_a_map_of_its_own():
-    paths = ["/a_b/c.jpg", "/a/b_c.jpg", "/a+b/c.jpg", "/a/b/c.jpg", "/a/b+c.jpg", "/A/b/c.jpg"]
-    paths += [f"/{letter}/{'x' * 250}.jpg" for letter in "ab"]
-    names = [predict.map_name(Path(path)) for path in paths]
-    assert len(set(names)) == len(paths) and all(len(name) < 250 for name in names)
-    assert names[3] == "a+b+c.jpg"
 
 
 def test_outputs_are_checked_before_any_work(tmp_path, capsys):
