@@ -9,8 +9,8 @@ An image's score is the mean over its crops, so it depends on that image alone.
 import argparse
 import copy
 import math
+import re
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # imported when work begins, so that --help and errors come a
 LATER_FLAGS = {
     "model": "resnet_improved",
     "attention": "published",
+    "backbone": "resnet50",
     "wide": False,
     "csv": [],
     "csv_columns": [],
@@ -40,6 +41,7 @@ LATER_FLAGS = {
     "average_ratings": False,
     "image_dir": None,
 }
+SMALLEST = 64  # side of an image that shows what a network computes, in pixels
 # How images are prepared for HyperIQA's published weights.
 HYPERIQA_FLAGS = {
     **LATER_FLAGS,
@@ -191,7 +193,11 @@ def build_model(flags: dict, initial_score: float) -> "nn.Module":
     if name == "resnet_improved":
         from models_resnet_improved import ResNetImproved
 
-        return ResNetImproved(**options | {"attention": flags["attention"]})
+        return ResNetImproved(
+            **options | {"attention": flags["attention"]},
+            backbone=flags["backbone"],
+            image_size=flags["patch_size"],
+        )
     from models_hyperiqa import build_neighbour
 
     return build_neighbour(name, **options)
@@ -250,7 +256,7 @@ def load_model(
     flags = state["config"]["flags"] | {"backbone_weights": "none"}
     model = build_model(flags, initial_score=50.0)
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(of_this_version(state["model"]))
     except RuntimeError as error:
         raise RunError(
             f"{checkpoint}: its weights are not those of {state['config']['model']}"
@@ -258,6 +264,29 @@ def load_model(
     model.config, contents = state["config"], state.get("trained_on")
     model.trained_on = None if contents is None else {bytes(c).hex() for c in contents.numpy()}
     return model.eval().to(choose_device(device), memory_format=torch.channels_last)
+
+
+def of_this_version(weights: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """A network's weights under today's names: those of a Swin were torchvision's, by stage."""
+    from backbone_weights import swin_of_timm
+
+    prefix, old = "backbone.", re.compile(r"backbone\.stage([1-4])\.([01])\.")
+    if not any(old.match(key) and "attn.qkv" in key for key in weights):
+        return weights
+    backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    backbone = {
+        re.sub(
+            r"stage([1-4])\.([01])\.", lambda m: f"features.{2 * int(m[1]) - 2 + int(m[2])}.", k
+        ): v
+        for k, v in backbone.items()
+    }
+    renamed = {
+        f"{prefix}{k}"
+        if k.startswith("norm.")
+        else f"{prefix}net.{k.replace('layers.', 'layers_')}": v
+        for k, v in swin_of_timm(backbone).items()
+    }
+    return renamed | {k: v for k, v in weights.items() if not k.startswith(prefix)}
 
 
 def precision_of(model: "nn.Module", amp: str) -> str:
@@ -272,18 +301,50 @@ def folded(model: "nn.Module") -> "nn.Module":
     """A copy for inference whose convolutions do the work of the BatchNorms that follow them.
 
     In eval mode BatchNorm is one multiplication and one addition per channel, which weights and
-    bias of the convolution before it take in: the same scores, up to rounding, in less time.
+    bias of the convolution before it take in: the same scores, up to rounding, in less time. Which
+    BatchNorm follows a convolution shows in a forward pass. timm's BatchNorms hold an activation,
+    which stays.
     """
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     model = copy.deepcopy(model).eval()
-    for module in list(model.modules()):
-        for (conv_name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
-                setattr(module, norm_name, nn.Identity())
+    names = {module: name for name, module in model.named_modules()}
+    for conv, norm in convolutions_with_norm(model):
+        rest = nn.Identity()
+        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+            if not (hasattr(norm, "drop") and hasattr(norm, "act")):
+                continue  # it may do something else besides
+            rest = nn.Sequential(norm.drop, norm.act)
+        model.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
+        model.set_submodule(names[norm], rest)
     return model
+
+
+def convolutions_with_norm(model: "nn.Module") -> list[tuple["nn.Module", "nn.Module"]]:
+    """Each convolution with the BatchNorm that reads its result, by a forward pass."""
+    import torch
+    from torch import nn
+
+    made, found, hooks = {}, [], []  # results are kept, so that each has another id
+
+    def note(module: nn.Module, inputs: tuple, result: "Tensor") -> None:
+        if isinstance(module, nn.Conv2d):
+            made[id(result)] = module, result
+        elif id(inputs[0]) in made:
+            found.append((made[id(inputs[0])][0], module))
+
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)):
+            hooks.append(module.register_forward_hook(note))
+    if not hooks:
+        return []
+    side = model.backbone.input_size or SMALLEST
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def multiply_adds(model: "nn.Module", patch_size: int) -> int:

@@ -34,6 +34,8 @@ class Configuration(NamedTuple):
         return {name: value for name, value in self.flags.items() if name != "model"}
 
 
+RESNET50 = "resnet50"  # the default --backbone, whose rows have exact parameters here
+
 # The kinds of rows that a model can have: the name of the run in an ablation, and the flags.
 KINDS = {
     "ss_noatt": ("exp1_baseline", {"use_multiscale": False, "use_attention": False}),
@@ -183,18 +185,33 @@ def configuration_name(flags: dict) -> str:
     return max(fitting, key=lambda name: len(CONFIGURATIONS[name].flags))
 
 
+def network_name(flags: dict) -> str:
+    """The name of a run's checkpoints: its row, with the backbone if that is not a ResNet-50.
+
+    'resnet_improved_ms_att', 'tf_efficientnet_lite0_ms_att'. Raises ValueError as
+    `configuration_name`.
+    """
+    row, backbone = configuration_name(flags), flags.get("backbone") or RESNET50
+    return row if backbone == RESNET50 else row.replace(MODELS[0], backbone, 1)
+
+
 def rows_of(model: str) -> dict[str, Configuration]:
     """The rows of one --model, by name, in the order of the table."""
     return {n: row for n, row in CONFIGURATIONS.items() if row.flags["model"] == model}
 
 
 def ablation(
-    model: str, neighbours: str | None = None, *, controls: bool = False
+    model: str,
+    neighbours: str | None = None,
+    *,
+    controls: bool = False,
+    backbones: tuple[str, ...] = (),
 ) -> dict[str, Configuration]:
     """The rows of an ablation by the names of their runs.
 
     neighbours: a SMART-IQA that is trained as well, complete and without its improvements, as is
-    HyperIQA. controls: the model's controls as well.
+    HyperIQA. controls: the model's controls as well. backbones: each row on each of these; the runs
+    of other backbones than ResNet-50 have its name in theirs.
     """
     rows = {
         row.run: row
@@ -206,6 +223,14 @@ def ablation(
         rows[hyperiqa.run] = hyperiqa
         rows[f"exp5_{neighbours}"] = CONFIGURATIONS[f"{neighbours}_ms_att"]
         rows[f"exp6_{neighbours}"] = CONFIGURATIONS[f"{neighbours}_ss_noatt"]
+    if backbones:
+        rows = {
+            run if backbone == RESNET50 else f"{run}_{backbone}": row._replace(
+                flags={**row.flags, "backbone": backbone}
+            )
+            for backbone in backbones
+            for run, row in rows.items()
+        }
     return rows
 
 
@@ -241,12 +266,21 @@ def main() -> None:
         const=NEIGHBOURS[0],
         help=f"HyperIQA and this SMART-IQA as well; {NEIGHBOURS[0]} if none is named",
     )
+    parser.add_argument(
+        "--backbones", metavar="NAME,NAME,...", help="the rows on each of these backbones"
+    )
     parser.add_argument("--controls", action="store_true", help="the rows that isolate causes")
     args, _ = parser.parse_known_args()
     model = args.model or PRESETS.get(args.preset, {}).get("model", MODELS[0])
     if args.controls and not any(name.endswith(CONTROLS) for name in rows_of(model)):
         parser.error(f"--controls: --model {model} has no controls")
-    for run, row in ablation(model, args.neighbours, controls=args.controls).items():
+    backbones = tuple(args.backbones.split(",")) if args.backbones else ()
+    if backbones and (model != MODELS[0] or args.neighbours):
+        parser.error(f"--backbones is for --model {MODELS[0]}, without --neighbours")
+    if "" in backbones or len(set(backbones)) < len(backbones):
+        parser.error("--backbones takes names, each once, such as resnet50,resnet18")
+    runs = ablation(model, args.neighbours, controls=args.controls, backbones=backbones)
+    for run, row in runs.items():
         print(run, *command_line(row, model))
     check_shown()
 

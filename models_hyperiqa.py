@@ -8,7 +8,7 @@ not as designed.
 Letters in the shape comments: B images, C channels of the last or the fused maps. Sizes are those
 of a 224 x 224 input, which both models need.
 
-Sources: HyperIQA (Su et al., CVPR 2020); Swin Transformer (Liu et al., ICCV 2021) from torchvision;
+Sources: HyperIQA (Su et al., CVPR 2020); Swin Transformer (Liu et al., ICCV 2021) from timm;
 SMART-IQA (github.com/cny123222/Perceptual-IQA-CS3324). Parameters, by part:
 
     part                     HyperIQA   SMART-IQA Tiny         Base
@@ -25,17 +25,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from backbone_weights import load_backbone_weights, load_tensors, misfits, unwrapped
+from backbones import ResNet50, TimmBackbone
 from errors import WeightsError
 from experiment import CONFIGURATIONS, MODELS, configuration_name
 from models_resnet_improved import (
     MAP_SIZE,
-    STAGE_CHANNELS,
-    Backbone,
     EqualWeights,
     StageAttention,
     TargetNet,
@@ -46,11 +43,6 @@ from models_resnet_improved import (
 INPUT_SIZE = 224
 HYPER_CHANNELS = 112  # of the maps that the hyper network reads
 PUBLISHED_WIDTHS = (224, 112, 56, 28, 14, 1)  # the target network, from its input to the score
-SWIN_CHANNELS = {
-    "tiny": (96, 192, 384, 768),
-    "small": (96, 192, 384, 768),
-    "base": (128, 256, 512, 1024),
-}
 COMPLETE = {"use_multiscale": True, "use_attention": True}  # HyperIQA's row has neither flag
 PARAMETERS = {
     model: CONFIGURATIONS[configuration_name({"model": model, **COMPLETE})].parameters
@@ -59,34 +51,17 @@ PARAMETERS = {
 }
 
 
-class SwinBackbone(nn.Module):
-    """torchvision's Swin Transformer without head, returning the maps of its four stages.
+class SwinBackbone(TimmBackbone):
+    """timm's Swin Transformer without head, returning the maps of its four stages.
 
-    Its final LayerNorm is kept, as the published counts include it; the four maps don't pass
-    through it, so it is never trained.
+    A final LayerNorm is kept, as the published counts include it; the four maps don't pass through
+    it, so it is never trained.
     """
 
-    def __init__(self, size: str, weights: dict[str, Tensor] | None, *, drop_path_rate: float):
-        super().__init__()
-        swin = torchvision.models.get_model(f"swin_{size[0]}", weights=None)
-        drops = [m for m in swin.modules() if isinstance(m, StochasticDepth)]
-        for depth, drop in enumerate(drops):  # torchvision's rule, at this rate
-            drop.p = drop_path_rate * depth / (len(drops) - 1)
-        if weights is not None:
-            swin.load_state_dict(weights, strict=False)  # load_backbone_weights checked the keys
-        layers = swin.features
-        self.stage1 = nn.Sequential(layers[0], layers[1])
-        self.stage2 = nn.Sequential(layers[2], layers[3])
-        self.stage3 = nn.Sequential(layers[4], layers[5])
-        self.stage4 = nn.Sequential(layers[6], layers[7])
-        self.norm = swin.norm.requires_grad_(False)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        maps, x = [], images
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            x = stage(x)  # (B, 56, 56, c), (B, 28, 28, 2c), (B, 14, 14, 4c), (B, 7, 7, 8c)
-            maps.append(x.permute(0, 3, 1, 2))
-        return maps
+    def __init__(self, size: str, weights: str | Path | None, *, drop_path_rate: float):
+        name = f"swin_{size}_patch4_window7_224"
+        super().__init__(name, weights, image_size=INPUT_SIZE, drop_path_rate=drop_path_rate)
+        self.norm = nn.LayerNorm(self.channels[-1]).requires_grad_(False)
 
 
 class LocalDistortion(nn.Module):
@@ -198,9 +173,10 @@ class HyperIQA(HyperModel):
 
     def __init__(self, *, backbone_weights: str | Path | None = None, initial_score: float = 50.0):
         super().__init__()
-        self.backbone = Backbone(load_backbone_weights(backbone_weights))
-        self.local_distortion = LocalDistortion(STAGE_CHANNELS)
-        self.reduce = reducer((STAGE_CHANNELS[-1], 1024, 512, HYPER_CHANNELS))
+        self.backbone = ResNet50(load_backbone_weights(backbone_weights))
+        self.backbone.input_size = INPUT_SIZE
+        self.local_distortion = LocalDistortion(ResNet50.channels)
+        self.reduce = reducer((ResNet50.channels[-1], 1024, 512, HYPER_CHANNELS))
         self.hyper_net = PublishedHyperNet(initial_score=initial_score)
         self.target_net = TargetNet()
 
@@ -234,9 +210,8 @@ class SmartIQA(HyperModel):
             raise ValueError(
                 "use_attention weights several stages: it needs use_multiscale as well"
             )
-        channels = SWIN_CHANNELS[size]
-        weights = load_backbone_weights(backbone_weights, f"swin_{size[0]}")
-        self.backbone = SwinBackbone(size, weights, drop_path_rate=drop_path_rate)
+        self.backbone = SwinBackbone(size, backbone_weights, drop_path_rate=drop_path_rate)
+        channels = self.backbone.channels
         self.local_distortion = LocalDistortion(channels)
         self.use_multiscale = use_multiscale
         self.attention = EqualWeights()

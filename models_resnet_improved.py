@@ -6,12 +6,12 @@ prints the number of parameters and the shapes of a forward pass of each configu
 ablation, offline and in a few seconds; it exits with 1 if anything is not as designed.
 
 Letters in the shape comments: B images, C channels of the fused maps (2048, or 3840 with
-multi-scale fusion). Sizes are those of a 224 x 224 input.
+multi-scale fusion). Sizes are those of a ResNet-50 and a 224 x 224 input.
 
 Sources: HyperIQA (Su et al., Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive
 Hyper Network, CVPR 2020) for hyper network and target network; Chang et al., Principled Weight
 Initialization for Hypernetworks, ICLR 2020, for their initial weights; ResNet-50 (He et al., CVPR
-2016) from torchvision.
+2016) from torchvision; other backbones from timm.
 """
 
 import sys
@@ -20,44 +20,25 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
-from backbone_weights import load_backbone_weights
+from backbones import build_backbone
 from console import check_shown, command
-from experiment import rows_of
+from experiment import RESNET50, rows_of
 
-STAGE_CHANNELS = (256, 512, 1024, 2048)
+STAGES = 4
 MAP_SIZE = 7  # every fused map is MAP_SIZE x MAP_SIZE
 ATTENTION_NORM = 6.0  # of the attention's input; chosen by measurement, see docs/results.md
 REDUCED = 512  # channels of the maps that the hyper network reads
 TARGET_WIDTHS = (112, 224, 112, 56, 28, 1)  # the target network, from its input to the score
 
 
-class Backbone(nn.Module):
-    """torchvision's ResNet-50 without avgpool and fc, returning the maps of its four stages."""
-
-    def __init__(self, weights: dict[str, Tensor] | None = None):
-        super().__init__()
-        resnet = torchvision.models.resnet50(weights=None)
-        if weights is not None:
-            resnet.load_state_dict(weights, strict=False)  # load_backbone_weights checked the keys
-        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
-        self.stage1, self.stage2 = resnet.layer1, resnet.layer2
-        self.stage3, self.stage4 = resnet.layer3, resnet.layer4
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        f1 = self.stage1(self.stem(images))  # (B, 256, 56, 56)
-        f2 = self.stage2(f1)  # (B, 512, 28, 28)
-        f3 = self.stage3(f2)  # (B, 1024, 14, 14)
-        f4 = self.stage4(f3)  # (B, 2048, 7, 7)
-        return f1, f2, f3, f4
-
-
 class LastStage(nn.Module):
     """No fusion: stage 4 alone."""
 
-    channels = STAGE_CHANNELS[-1]
+    def __init__(self, stage_channels: tuple[int, ...]):
+        super().__init__()
+        self.channels = stage_channels[-1]
 
     def forward(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, None]:
         return F.adaptive_avg_pool2d(stages[-1], MAP_SIZE), None  # (B, 2048, 7, 7)
@@ -75,7 +56,7 @@ class StaticWeights(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(len(STAGE_CHANNELS)))
+        self.logits = nn.Parameter(torch.zeros(STAGES))
 
     def forward(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         weights = self.logits.softmax(0).expand(len(stages[-1]), -1)  # (B, 4)
@@ -99,19 +80,19 @@ class StageAttention(nn.Module):
     def __init__(
         self,
         *,
-        channels: int = STAGE_CHANNELS[-1],
+        channels: int,
         hidden: int = 256,
         dropout_rate: float = 0.3,
         scaled: bool = True,
     ):
         super().__init__()
         self.prepare = CentredAndScaled(ATTENTION_NORM) if scaled else nn.Identity()
-        self.factor = len(STAGE_CHANNELS) if scaled else 1
+        self.factor = STAGES if scaled else 1
         self.weigh = nn.Sequential(
             nn.Linear(channels, hidden),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout_rate),
-            nn.Linear(hidden, len(STAGE_CHANNELS)),
+            nn.Linear(hidden, STAGES),
             nn.Softmax(dim=1),
         )
         nn.init.normal_(self.weigh[-2].weight, std=0.01)  # all stages start at about 1/4
@@ -147,13 +128,12 @@ class MultiScaleFusion(nn.Module):
     stage 4 stays as it is.
     """
 
-    channels = sum(STAGE_CHANNELS)
-
-    def __init__(self):
+    def __init__(self, stage_channels: tuple[int, ...]):
         super().__init__()
+        self.channels = sum(stage_channels)
         self.project = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.ReLU(inplace=True))
-            for c in STAGE_CHANNELS[:-1]
+            for c in stage_channels[:-1]
         )
         self.attention = EqualWeights()
 
@@ -168,13 +148,19 @@ class MultiScaleFusion(nn.Module):
 class WideLastStage(MultiScaleFusion):
     """A control: the layers and parameters of multi-scale fusion, but stage 4 alone feeds them.
 
-    Its first 256 channels take the place of stage 1, the next 512 that of stage 2, the next 1,024
-    that of stage 3.
+    Of a ResNet-50 its first 256 channels take the place of stage 1, the next 512 that of stage 2,
+    the next 1,024 that of stage 3. If stage 4 has fewer channels than these together, they begin
+    again with its first.
     """
 
+    def __init__(self, stage_channels: tuple[int, ...]):
+        super().__init__(stage_channels)
+        self.parts = stage_channels[:-1]
+
     def forward(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, None]:
-        last = stages[-1]  # (B, 2048, 7, 7)
-        parts = last[:, : sum(STAGE_CHANNELS[:-1])].split(STAGE_CHANNELS[:-1], 1)
+        last, needed = stages[-1], sum(self.parts)  # (B, 2048, 7, 7)
+        again = torch.cat([last] * -(-needed // last.shape[1]), 1)
+        parts = again[:, :needed].split(self.parts, 1)
         return super().forward((*parts, last))  # (B, 3840, 7, 7), None
 
 
@@ -240,7 +226,7 @@ class TargetNet(nn.Module):
 
 
 class ResNetImproved(nn.Module):
-    """Quality scores from images by a ResNet-50 under a HyperIQA head.
+    """Quality scores from images by a ResNet-50, or another backbone, under a HyperIQA head.
 
     Arguments (keyword-only):
         use_multiscale: fuse all four stages instead of taking stage 4 alone.
@@ -249,8 +235,11 @@ class ResNetImproved(nn.Module):
             'static' (learned weights that are the same for all images).
         wide: a control: the layers of multi-scale fusion, fed by stage 4 alone.
         dropout_rate: of the reduced maps and of the attention, 0 <= rate < 1.
-        backbone_weights: None or 'none' (random), 'imagenet1k_v1', 'imagenet1k_v2', or the path
-            of a torchvision ResNet-50 state dict.
+        backbone: 'resnet50', or a name of timm's (backbones.py). Fusion, attention and head are the
+            same for all; only their numbers of channels differ.
+        backbone_weights: None or 'none' (random), 'imagenet', or the path of a state dict; for
+            ResNet-50 also 'imagenet1k_v1' and 'imagenet1k_v2'.
+        image_size: side of the images, for backbones that have a fixed one.
         initial_score: initial value of the target network's last bias, near which all scores
             start: the mean MOS of the training images.
 
@@ -258,8 +247,8 @@ class ResNetImproved(nn.Module):
     at least 32 x 32 otherwise. Output: scores (B,) on the MOS scale of 0 to 100, higher is better,
     and the stage weights (B, 4), or None without attention.
 
-    Raises ValueError for options that don't go together, WeightsError for weights that can't be
-    read.
+    Raises ValueError for options that don't go together, RunError for a backbone that does not fit,
+    WeightsError for weights that can't be read.
     """
 
     def __init__(
@@ -270,7 +259,9 @@ class ResNetImproved(nn.Module):
         attention: str = "scaled",
         wide: bool = False,
         dropout_rate: float = 0.3,
+        backbone: str = RESNET50,
         backbone_weights: str | Path | None = None,
+        image_size: int | None = None,
         initial_score: float = 50.0,
     ):
         super().__init__()
@@ -283,11 +274,10 @@ class ResNetImproved(nn.Module):
         if not 0 <= dropout_rate < 1:
             raise ValueError(f"dropout_rate is {dropout_rate}; it must be at least 0 and below 1")
 
-        self.backbone = Backbone(load_backbone_weights(backbone_weights))
-        if use_multiscale:
-            self.fusion = MultiScaleFusion()
-        else:
-            self.fusion = WideLastStage() if wide else LastStage()
+        self.backbone = build_backbone(backbone, backbone_weights, image_size=image_size)
+        channels = self.backbone.channels
+        fusion = MultiScaleFusion if use_multiscale else WideLastStage if wide else LastStage
+        self.fusion = fusion(channels)
         self.query = nn.Conv2d(self.fusion.channels, TARGET_WIDTHS[0], 1)
         self.reduce = nn.Sequential(
             nn.Conv2d(self.fusion.channels, REDUCED, 1),
@@ -300,7 +290,9 @@ class ResNetImproved(nn.Module):
             self.fusion.attention = (
                 StaticWeights()
                 if attention == "static"
-                else StageAttention(dropout_rate=dropout_rate, scaled=attention == "scaled")
+                else StageAttention(
+                    channels=channels[-1], dropout_rate=dropout_rate, scaled=attention == "scaled"
+                )
             )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:  # (B, 3, 224, 224)

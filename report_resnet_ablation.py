@@ -5,8 +5,9 @@
 
 reads the record and the predictions of each run, recomputes every figure, prints table.txt and the
 verdict, and writes table.txt, report.md, report.html (one file, figures inside), table.tex,
-paragraph.tex, results.json and figures/ (PNG and PDF) into the (first) folder. It needs no GPU and
-no torch; about half a minute.
+paragraph.tex, results.json and figures/ (PNG and PDF) into the (first) folder. With runs on several
+backbones, this is written into a folder for each, and above them a summary over backbones. It needs
+no GPU and no torch; about half a minute.
 
 Exit status: 0, with a note on stderr for everything that does not add up; 1 if there is no finished
 run, if runs cannot be compared, or if one has a configuration that experiment.py does not have.
@@ -20,12 +21,22 @@ import resampling
 from console import command
 from errors import ReportError
 from files import check_folder_for, write_atomically
-from reporting.figures import draw_figures
-from reporting.render import latex, markdown, plain_table, results_json, webpage
+from reporting import backbones
+from reporting.backbones import Backbones
+from reporting.figures import draw_backbones, draw_figures, prepare, save
+from reporting.render import (
+    backbones_json,
+    backbones_latex,
+    latex,
+    markdown,
+    plain_table,
+    results_json,
+    webpage,
+)
 from reporting.runs import Runs, check_comparable, read_runs
 from reporting.statistics import Statistics
-from reporting.tables import result_table
-from reporting.text import write_report
+from reporting.tables import ResultTable, result_table
+from reporting.text import Verdict, write_report
 
 
 @command
@@ -38,6 +49,13 @@ def main() -> int:
     parser.add_argument("--data_path", metavar="DIR", help="photographs, if they have been moved")
     parser.add_argument("--resamples", type=int, default=resampling.RESAMPLES, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
+    parser.add_argument(
+        "--leave_out",
+        action="append",
+        default=[],
+        metavar="BACKBONE",
+        help="show this backbone, but leave it out of the summary over backbones (repeatable)",
+    )
     args = parser.parse_args()
     if args.resamples < 400:  # with 100 no p could be significant after Holm's correction
         parser.error("--resamples: at least 400")
@@ -49,34 +67,76 @@ def main() -> int:
         if not runs.finished:
             report_nothing(runs, args.folders, output)
         check_comparable(runs.finished)
-        statistics = Statistics(runs.finished, resamples=args.resamples, seed=args.seed)
-        figures = draw_figures(statistics, output / "figures", args.data_path)
-        report = write_report(statistics, runs, figures)
-        table = plain_table(result_table(statistics, runs), report.verdict)
-        for name, text in (
-            ("table.txt", table),
-            ("report.md", markdown(report)),
-            ("report.html", webpage(report, output / "figures")),
-            ("table.tex", latex("table.tex", statistics, runs)),
-            ("paragraph.tex", latex("paragraph.tex", statistics, runs)),
-            ("results.json", results_json(statistics, runs.problems)),
-        ):
-            write_atomically(output / name, text)
+        parts = runs.by_backbone()
+        if len(parts) == 1:
+            table, verdict = report_backbone(runs, args, output)[1:]
+        else:
+            table, verdict = report_backbones(runs, parts, args, output)
     except ValueError as error:
         raise ReportError(str(error)) from error
 
-    print(table)
-    for remark in report.verdict.remarks:
+    print(plain_table(table, verdict))
+    for remark in verdict.remarks:
         print(remark)
-    print(
-        f"The report is in {output}: report.md, report.html, table.txt, table.tex, paragraph.tex, "
-        "figures/"
-    )
+    files = "report.md, report.html, table.txt, table.tex, paragraph.tex, figures/"
+    if len(parts) > 1:
+        files = f"report.md, report.html, table.txt, backbones.tex, figures/; {', '.join(parts)}/"
+    print(f"The report is in {output}: {files}")
     for problem in [*(run.reason for run in runs.failed), *runs.wrong]:
         print(f"note: {problem}", file=sys.stderr)
     for run in runs.unknown:
         print(f"error: {run.reason}", file=sys.stderr)
     return 1 if runs.unknown else 0
+
+
+def report_backbone(
+    runs: Runs, args: argparse.Namespace, output: Path
+) -> tuple[Statistics, ResultTable, Verdict]:
+    """Write the report of one backbone."""
+    output.mkdir(parents=True, exist_ok=True)
+    statistics = Statistics(runs.finished, resamples=args.resamples, seed=args.seed)
+    figures = draw_figures(statistics, output / "figures", args.data_path)
+    report = write_report(statistics, runs, figures)
+    table = result_table(statistics, runs)
+    for name, text in (
+        ("table.txt", plain_table(table, report.verdict)),
+        ("report.md", markdown(report)),
+        ("report.html", webpage(report, output / "figures")),
+        ("table.tex", latex("table.tex", statistics, runs)),
+        ("paragraph.tex", latex("paragraph.tex", statistics, runs)),
+        ("results.json", results_json(statistics, runs.problems)),
+    ):
+        write_atomically(output / name, text)
+    return statistics, table, report.verdict
+
+
+def report_backbones(
+    runs: Runs, parts: dict[str, Runs], args: argparse.Namespace, output: Path
+) -> tuple[ResultTable, Verdict]:
+    """Write the report of each backbone in a folder of its name, and that over all of them."""
+    for name in args.leave_out:
+        if name not in parts:
+            raise ReportError(f"--leave_out {name}: there are runs of {', '.join(parts)}")
+    each, tables = {}, {}
+    for name, part in parts.items():
+        if part.finished:
+            each[name], tables[name], _ = report_backbone(part, args, output / name)
+        else:
+            tables[name] = result_table(None, part)
+    found = Backbones(each, args.leave_out)
+    prepare(output / "figures")
+    figure = save(*draw_backbones(found), output / "figures" / "backbones")
+    report = backbones.write_report(found, runs, figure)
+    table = backbones.grouped(tables, each)
+    for name, text in (
+        ("table.txt", plain_table(table, report.verdict)),
+        ("report.md", markdown(report)),
+        ("report.html", webpage(report, output / "figures")),
+        ("backbones.tex", backbones_latex(found)),
+        ("results.json", backbones_json(found, runs.problems)),
+    ):
+        write_atomically(output / name, text)
+    return table, report.verdict
 
 
 def report_nothing(runs: Runs, folders: list[Path], output: Path) -> None:

@@ -101,6 +101,7 @@ class Interval(NamedTuple):
     # By two one-sided tests |value| is smaller than this with 95% confidence: the larger absolute
     # end of the 90% interval (Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987).
     within: float = math.nan
+    error: float = math.nan  # standard error
 
 
 def interval(
@@ -144,7 +145,8 @@ def interval(
     low, high = map(float, result.confidence_interval)
     within = float(np.abs(narrower.confidence_interval).max())
     reason = "" if math.isfinite(low + high) else "the resamples do not vary, or are undefined"
-    return Interval(value, low, high, p_value(result.bootstrap_distribution), reason, within)
+    p = p_value(result.bootstrap_distribution)
+    return Interval(value, low, high, p, reason, within, float(result.standard_error))
 
 
 def p_value(resampled: np.ndarray) -> float:
@@ -373,7 +375,8 @@ def over_seeds(
         tail = least
     else:
         tail = float(optimize.brentq(clear, least, most)) if clear(most) > 0 else 0.5
-    return Interval(value, low, high, 2 * tail, within=within)
+    error = math.sqrt(by_seed + by_image.var())
+    return Interval(value, low, high, 2 * tail, within=within, error=error)
 
 
 def over_splits(values: np.ndarray, test_share: float) -> Interval:
@@ -398,12 +401,13 @@ def over_splits(values: np.ndarray, test_share: float) -> Interval:
 
 def holm(p: list[float]) -> list[float]:
     """Holm's (1979) adjusted p-values, in the order given; NaN stays NaN and is not counted."""
-    known = sorted((x, i) for i, x in enumerate(p) if math.isfinite(x))
-    adjusted, highest = [math.nan] * len(p), 0.0
-    for position, (x, i) in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - position) * x))
-        adjusted[i] = highest
-    return adjusted
+    from statsmodels.stats.multitest import multipletests
+
+    adjusted = np.array(p, float)
+    known = np.isfinite(adjusted)
+    if known.any():
+        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
+    return adjusted.tolist()
 
 
 def seeds_needed(differences: np.ndarray) -> int | None:

@@ -28,14 +28,16 @@ readonly CLOSING_LINES=(
   'Last Test SRCC: '
 )
 readonly FIRST_SEED=42
+readonly MORE='--seeds, --controls, --backbones, --gpus or --parallel' # what may follow --resume DIR
 readonly NO_VALIDATION='No validation images: '
 
 usage() {
   cat <<'END'
 usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [--gpus N,N,...] [--controls]
-                                   [--with_neighbours] [FLAG...]
+                                   [--backbones NAME,NAME,...] [--with_neighbours] [FLAG...]
        bash run_resnet_ablation.sh --resume LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS
-                                   [--seeds N,N,...] [--controls] [--gpus N,N,...] [--parallel N]
+                                   [--seeds N,N,...] [--controls] [--backbones NAME,NAME,...]
+                                   [--gpus N,N,...] [--parallel N]
 
 Trains the three configurations one at a time, prints their figures and makes the report.
 
@@ -44,6 +46,9 @@ Trains the three configurations one at a time, prints their figures and makes th
   --seeds N,N,... repeat each configuration with these seeds; the report gives mean and spread
   --controls      two more configurations that isolate causes: the parameters of multi-scale fusion
                   on stage 4 only, and fusion with weights that are the same for all images
+  --backbones NAME,NAME,...
+                  the configurations on each of these backbones: resnet50, or timm's names; then
+                  --backbone_weights NAME=FILE gives one of them its weights
   --with_neighbours, --neighbours NAME
                   HyperIQA and a SMART-IQA as well (the smallest, or NAME), trained alike: six runs,
                   and in the report the effects of the backbone and of the improvements
@@ -53,8 +58,9 @@ Trains the three configurations one at a time, prints their figures and makes th
   --gpus N,N,...  several runs at once, one on each of these GPUs
   --parallel N    N runs at once, which share this machine's cores
   --resume DIR    continue an ablation that was interrupted, with its own flags: finished runs are
-                  kept, the interrupted run continues where it was; with --seeds or --controls it
-                  becomes larger, in the same folder (--seeds names its earlier seeds too)
+                  kept, the interrupted run continues where it was; with --seeds, --controls or
+                  --backbones it becomes larger, in the same folder (--seeds and --backbones name
+                  the earlier ones too)
   -h, --help      this text
   FLAG...         given to every run: see 'python3 train_resnet_improved.py --help'
 
@@ -87,7 +93,7 @@ fail() {
 
 list_runs() { # sets `runs`, and flags and seed of each; the user can't give these flags as well
   local listed flag seed name own run
-  listed=$("$PYTHON" "$HERE/experiment.py" "${chosen[@]}" "${neighbours[@]}" "${controls[@]}") || exit
+  listed=$("$PYTHON" "$HERE/experiment.py" "${chosen[@]}" "${neighbours[@]}" "${rows[@]}") || exit
   for flag in "${flags[@]}"; do
     if [[ $flag == --* && " ${listed//$'\n'/ } " == *" $flag "* ]]; then
       fail "$flag is what this script sets for each run"
@@ -250,7 +256,7 @@ seeds_before=() # those of an earlier --seeds: the seeds of a folder that --resu
 flags=(--save_model)
 chosen=()     # --model and --preset, as given
 neighbours=() # --neighbours, with a name or without
-controls=()   # --controls, if given
+rows=()       # --controls and --backbones, as given
 log_root=logs
 log_dir=
 checkpoint_dir=
@@ -258,15 +264,15 @@ demo=0
 slots=() # of runs side by side: an environment variable for each
 runs=()
 children=()
-declare -A flags_of=() seed_of=() failed=()
+declare -A flags_of=() seed_of=() failed=() checked=()
 
 if [[ ${1:-} == --resume=* ]]; then set -- --resume "${1#*=}" "${@:2}"; fi
 if [[ ${1:-} == --resume ]]; then
   [[ -r ${2:-}/arguments ]] || fail "--resume ${2:-}: no file 'arguments' of an ablation there"
   log_dir=$(cd "$2" && pwd)
   mapfile -d '' -t arguments <"$2/arguments"
-  [[ " ${*:3}" =~ ^(\ --controls|\ (--seeds|--gpus|--parallel)[\ =][0-9,]+)*\ ?$ ]] ||
-    fail "--resume $2 keeps its own flags: only --seeds, --controls, --gpus or --parallel may follow"
+  [[ " ${*:3}" =~ ^(\ --controls|\ --(seeds|gpus|parallel)[\ =][0-9,]+|\ --backbones[\ =][^ ]+)*\ ?$ ]] ||
+    fail "--resume $2 keeps its own flags: only $MORE may follow"
   cd "${arguments[0]}" || fail "--resume $2: its working folder ${arguments[0]} is gone"
   if (($# > 2)) && [[ " ${arguments[*]:1}" != *' --seed'* ]]; then
     arguments=("${arguments[0]}" --seeds "$FIRST_SEED" "${arguments[@]:1}")
@@ -288,7 +294,12 @@ while (($#)); do
       for i in "${!seeds[@]}"; do seeds[i]=$((seeds[i])); done
       shift 2
       ;;
-    --controls) controls=("$1"); shift ;;
+    --controls) rows+=("$1"); shift ;;
+    --backbones)
+      [[ ${2:-} ]] || fail "--backbones takes names, such as resnet50,tf_efficientnet_lite0"
+      rows+=("$1" "$2")
+      shift 2
+      ;;
     --with_neighbours)
       if ((${#neighbours[@]} == 0)); then neighbours=(--neighbours); fi
       shift
@@ -339,8 +350,8 @@ if ((${#neighbours[@]})); then
         fail "--with_neighbours goes without ${flags[i]}: each model has its own"
         ;;
       --backbone_weights)
-        [[ ${flags[i + 1]:-} =~ ^(none|imagenet1k_v1)$ ]] ||
-          fail "--with_neighbours takes --backbone_weights none or imagenet1k_v1, which all have"
+        [[ ${flags[i + 1]:-} =~ ^(none|imagenet|imagenet1k_v1)$ ]] ||
+          fail "--with_neighbours takes --backbone_weights none or imagenet, which all have"
         ;;
     esac
   done
@@ -374,10 +385,17 @@ for run in "${runs[@]}"; do
     waiting+=("$run")
   fi
 done
-if ((${#waiting[@]})); then # what all runs need is checked once, before anything is made
-  watched "$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" --seed "${seeds[0]}" \
-    --log_dir "${log_dir:-$log_root}" --checkpoint_dir "$checkpoint_dir" --check
-fi
+# What all runs of a backbone need is checked once, before anything is made.
+for run in "${waiting[@]}"; do
+  own=()
+  if [[ ${flags_of[$run]} =~ --backbone\ [^\ ]+ ]]; then read -ra own <<<"${BASH_REMATCH[0]}"; fi
+  if [[ -z ${checked[${own[*]}-]:-} ]]; then
+    checked[${own[*]}-]=1
+    watched "$PYTHON" "$HERE/train_resnet_improved.py" "${flags[@]}" "${own[@]}" \
+      --seed "${seeds[0]}" --log_dir "${log_dir:-$log_root}" --checkpoint_dir "$checkpoint_dir" \
+      --check
+  fi
+done
 
 if [[ -z $log_dir ]]; then
   log_dir=$log_root/resnet_ablation_$(date +%Y%m%d_%H%M%S)

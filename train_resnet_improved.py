@@ -35,7 +35,7 @@ from datasets.labels import check_folder
 from devices import autocast, is_out_of_memory, peak_memory
 from errors import DataError, Interrupted, RunError
 from evaluation import agreement_by_split, evaluate, evaluation_batch, mean_by_image
-from experiment import configuration_name
+from experiment import network_name
 from files import check_folder_for, make_folder
 from metrics import describe_stage_weights, srcc
 from progress import TimeEstimate
@@ -259,7 +259,7 @@ def run(args: argparse.Namespace) -> Trained:
     checkpoint_dir = None
     if args.save_model:
         checkpoint_dir = make_folder("--checkpoint_dir", args.checkpoint_dir)
-    model = configuration_name(vars(args))
+    model = network_name(vars(args))
     args.run_name = choose_run_name(args.run_name, args.resume, log_dir, model)
     files = RunFiles(log_dir, checkpoint_dir, model, args.run_name)
     if not args.resume:

@@ -23,6 +23,11 @@ with attention and the other three. Columns:
 - width: mean width of the intervals of differences, pooled divided by own;
 - refused: not pooled, because the test of equal variances rejects.
 
+--part backbones: random effects over 3 to 10 backbones, whose true effects have a standard
+deviation tau relative to that of their own sampling error; another error of the same size is common
+to all, as of shared test images. Wanted: 95% for the mean effect, and for the true effect of one
+more backbone in the prediction interval.
+
 With 1,000 simulations a share has a standard error of 0.7%. About an hour on two CPU cores (an
 estimate); --part seeds with 500 simulations of 400 resamples takes a quarter of an hour on one.
 """
@@ -40,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import resampling
 from console import command
+from random_effects import over_backbones
 from rounds import output_file, write_json
 
 # Five configurations in the order of experiment.py: baseline, + multi-scale, + attention, wide,
@@ -221,6 +227,33 @@ def of_seeds(pool: ProcessPoolExecutor, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def simulate_backbones(task: tuple) -> tuple[bool, bool]:
+    """The mean effect, 0, and the effect of one more backbone are covered."""
+    count, tau, seed = task
+    rng = np.random.default_rng([count, int(100 * tau), seed])
+    own = rng.uniform(
+        0.5, 1.5, count
+    )  # variances of the sampling errors; that of the shared one: 1
+    effects = rng.normal(0, tau, count) + rng.normal(0, np.sqrt(own)) + rng.normal()
+    found = over_backbones(effects, own + 1, shared=1.0)
+    following = rng.normal(0, tau)
+    return found.mean.low <= 0 <= found.mean.high, found.next.low <= following <= found.next.high
+
+
+def of_backbones(pool: ProcessPoolExecutor, args: argparse.Namespace) -> list[dict]:
+    """Print and return the table of random effects over backbones."""
+    shares = ("mean covered", "next covered")
+    print(f"{'backbones':>10}{'tau':>6}" + "".join(f"{t:>16}" for t in shares))
+    rows = []
+    for count in (3, 4, 6, 10):
+        for tau in (0.0, 0.5, 1.0, 2.0):
+            tasks = [(count, tau, seed) for seed in range(args.simulations)]
+            found = np.mean(list(pool.map(simulate_backbones, tasks, chunksize=50)), 0)
+            rows.append(dict(zip(("backbones", "tau", *shares), (count, tau, *map(float, found)))))
+            print(f"{count:>10}{tau:>6}" + "".join(f"{x:>16.1%}" for x in found), flush=True)
+    return rows
+
+
 def figures_of(found: np.ndarray) -> list[np.ndarray]:
     """The columns of the table, each (simulations,), from `interval_figures` of simulations."""
     return [found[:, :5].mean(1), found[:, 4], *found[:, 5:9].T]
@@ -231,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", choices=["images", "seeds"], help="default: both")
+    parser.add_argument("--part", choices=["images", "seeds", "backbones"], help="default: all")
     parser.add_argument("--simulations", type=int, default=1000, help="per setting (default: 1000)")
     parser.add_argument("--resamples", type=int, default=1000, help="default: 1000")
     parser.add_argument("--images", type=int, nargs="+", default=[500, 2015])
@@ -242,7 +275,7 @@ def main() -> None:
         "--json", type=output_file, metavar="FILE", help="write the figures to FILE too"
     )
     args = parser.parse_args()
-    tables = {"images": of_images, "seeds": of_seeds}
+    tables = {"images": of_images, "seeds": of_seeds, "backbones": of_backbones}
     found = {}
     with ProcessPoolExecutor(args.workers) as pool:
         for part in [args.part] if args.part else tables:

@@ -6,8 +6,9 @@
 Training and evaluation in crops/s, by the functions that a run uses: store, crops, augmentation,
 network, loss, backward, clipping, AdamW. Compared with
 
-- a bare torchvision ResNet-50 (forward, backward, AdamW) on one random batch kept in memory, at
-  the same precision, layout and batch size: what the network's arithmetic costs;
+- a bare torchvision ResNet-50, or with --backbone timm's complete network of that name (forward,
+  backward, AdamW), on one random batch kept in memory, at the same precision, layout and batch
+  size: what the network's arithmetic costs;
 - the predecessors' way: each crop decoded, resized and cut anew by Pillow and torchvision,
   float32, NCHW, no workers, the loss read after each step; in evaluation one crop at a time.
 
@@ -42,7 +43,7 @@ from devices import (
     keep_freed_memory,
 )
 from evaluation import build_model, evaluate, evaluation_batch
-from experiment import Configuration, rows_of
+from experiment import RESNET50, Configuration, rows_of
 from rounds import InItsOwnProcess, alternating_rates, output_file, print_rates, write_json
 from train_resnet_improved import train_one_epoch
 from training.flags import parse_args
@@ -114,12 +115,12 @@ class Ours:
 
 
 class Bare:
-    """torchvision's ResNet-50 on one random batch kept in memory: the network's arithmetic."""
+    """The bare network on one random batch kept in memory: its arithmetic."""
 
     def __init__(self, args, steps: int):
         device, precision = prepare(args)
         self.device, self.precision, self.steps = device, precision, steps
-        self.model = torchvision.models.resnet50().to(device, memory_format=torch.channels_last)
+        self.model = bare_network(args.backbone).to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         shape = (args.batch_size, 3, args.patch_size, args.patch_size)
         self.images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
@@ -145,6 +146,15 @@ class Bare:
                 scores = self.model(self.test_images)
         scores.sum().item()
         return self.steps * len(self.test_images)
+
+
+def bare_network(backbone: str) -> torch.nn.Module:
+    """The classifier that the backbone comes from."""
+    if backbone == RESNET50:
+        return torchvision.models.resnet50()
+    import timm
+
+    return timm.create_model(backbone, num_classes=1000)
 
 
 class Predecessors:

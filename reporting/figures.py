@@ -9,12 +9,14 @@ import numpy as np
 
 import metrics
 from datasets.images import load_image
-from experiment import BASELINE, CONFIGURATIONS, FULL
+from experiment import BASELINE, BOUNDS, CONFIGURATIONS, FULL
 from files import replacing
 from reporting.statistics import Statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
+
+    from reporting.backbones import Backbones
 
 COLUMN = 3.5  # inches: the column of a journal; a page is twice as wide
 
@@ -26,12 +28,22 @@ class Figure(NamedTuple):
 
 def draw_figures(s: Statistics, folder: Path, data_path: str | None) -> list[Figure]:
     """Draw all figures into `folder`; data_path: the photographs, if not those of the record."""
+    prepare(folder)
+    photographs = Path(data_path or s.runs[0].config["flags"]["data_path"])
+    figures = []
+    for draw in (draw_curves, draw_scatter, draw_forest, draw_stage_weights, draw_costs):
+        figures.append(save(*draw(s), folder / draw.__name__.removeprefix("draw_")))
+    figures.append(save(*draw_contact_sheet(s, photographs), folder / "contact_sheet"))
+    return figures
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, and choose how figures look."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    photographs = Path(data_path or s.runs[0].config["flags"]["data_path"])
     folder.mkdir(parents=True, exist_ok=True)
     matplotlib.rcdefaults()  # whatever style the user has
     plt.rcParams.update(
@@ -46,11 +58,6 @@ def draw_figures(s: Statistics, folder: Path, data_path: str | None) -> list[Fig
             "pdf.fonttype": 42,
         }
     )
-    figures = []
-    for draw in (draw_curves, draw_scatter, draw_forest, draw_stage_weights, draw_costs):
-        figures.append(save(*draw(s), folder / draw.__name__.removeprefix("draw_")))
-    figures.append(save(*draw_contact_sheet(s, photographs), folder / "contact_sheet"))
-    return figures
 
 
 def save(canvas: "Canvas | None", caption: str, path: Path) -> Figure:
@@ -161,6 +168,39 @@ def draw_forest(s: Statistics) -> tuple["Canvas | None", str]:
         f"Paired differences in test SRCC ({s.selection}) with 95% intervals"
         + ("; ticks: single seeds." if len(s.comparisons[0]["each"]) > 1 else ", one seed.")
     )
+
+
+def draw_backbones(b: "Backbones") -> tuple["Canvas | None", str]:
+    """A forest plot of the relative gain by backbone, and the summary below."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    known = {name: x for name, x in b.gain.each.items() if math.isfinite(x.low + x.high)}
+    if not known:
+        return None, "No forest plot: no backbone has a gain with an interval."
+    rows = [
+        (name + (" (left out)" if name in b.left_out else ""), x, "o", "#0072B2")
+        for name, x in known.items()
+    ]
+    if b.gain.over:
+        rows.append(("mean over backbones", b.gain.over.mean, "D", "#000000"))
+        rows.append(("next backbone", b.gain.over.next, "", "#D55E00"))
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.32 * len(rows)))
+    for y, (label, x, marker, colour) in enumerate(reversed(rows)):
+        colour = "0.6" if label.endswith("(left out)") else colour
+        axes.plot([100 * x.low, 100 * x.high], [y, y], color=colour, linewidth=1.5)
+        axes.plot(100 * x.value, y, marker, color=colour, markersize=4)
+    if b.gain.over:
+        axes.axhline(1.5, color="0.8", linewidth=0.6)
+    for bound in (0, *BOUNDS):
+        axes.axvline(100 * bound, color="0.6", linewidth=0.8, zorder=0, dashes=(4, 2 * (bound > 0)))
+    axes.set(yticks=range(len(rows)), yticklabels=[row[0] for row in reversed(rows)])
+    axes.set(xlabel="relative gain in SRCC, %", ylim=(-0.6, len(rows) - 0.4))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    caption = "Relative gain of both improvements by backbone, with 95% intervals"
+    if b.gain.over:
+        caption += ", their mean, and the 95% prediction interval of a further backbone"
+    return figure, f"{caption}. Dashed: the bounds between the hypotheses, 0.3% and 1%."
 
 
 def draw_stage_weights(s: Statistics) -> tuple["Canvas | None", str]:

@@ -3,7 +3,7 @@
 import math
 
 from datasets.labels import DATASETS
-from experiment import CONFIGURATIONS
+from experiment import CONFIGURATIONS, RESNET50
 from reporting.statistics import Statistics, spread
 from resampling import Interval
 
@@ -57,6 +57,15 @@ def collapses(s: Statistics) -> list[str]:
         for m, f in s.configurations.items()
         if f["attention"] and f["attention"]["collapsed"]
     ]
+
+
+def on_backbone(s: Statistics, text: str) -> str:
+    """A sentence of the experiment about ResNet-50, about the backbone of these runs."""
+    if s.backbone == RESNET50:
+        return text
+    for words in ("a ResNet-50", "ResNet-50", "a CNN", "the CNN"):
+        text = text.replace(words, s.backbone)
+    return text
 
 
 def listed(values: list) -> str:

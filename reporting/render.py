@@ -10,13 +10,23 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from experiment import BASELINE, FULL
-from reporting.formats import at_most, collapses, data_set, decimal, listed, of_seeds, p_value
+from experiment import BASELINE, CONFIGURATIONS, FULL, MULTISCALE
+from reporting.backbones import Backbones
+from reporting.formats import (
+    at_most,
+    collapses,
+    data_set,
+    decimal,
+    listed,
+    of_seeds,
+    on_backbone,
+    p_value,
+)
 from reporting.runs import Runs
 from reporting.statistics import Statistics
 from reporting.tables import ResultTable, digits_for, paper_rows
 from reporting.text import Report, Verdict
-from resampling import Interval, SeedVariance
+from resampling import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -91,8 +101,7 @@ def plain_table(table: ResultTable, verdict: Verdict | None) -> str:
     return environment().get_template("table.txt").render(table=table, verdict=verdict)
 
 
-def latex(name: str, s: Statistics, runs: Runs) -> str:
-    """table.tex (for the booktabs package) or paragraph.tex."""
+def latex_environment() -> Environment:
     made = environment(
         latex_escaped,
         block_start_string="<%",
@@ -106,38 +115,81 @@ def latex(name: str, s: Statistics, runs: Runs) -> str:
         "number": latex_number,
         "at_most": lambda x, digits: Markup(f"${at_most(x, digits)}$"),
         "with_bounds": latex_with_bounds,
+        "in_percent": lambda x: latex_with_bounds(
+            100 * x.value, x._replace(low=100 * x.low, high=100 * x.high), 2, True
+        ),
         "one_line": lambda text: " ".join(text.split()),
     }
     made.tests["known"] = lambda interval: math.isfinite(interval.low + interval.high)
-    return made.get_template(name).render(
-        s=s,
-        data=data_set(s),
-        digits=digits_for(s),
-        rows=paper_rows(s),
-        failed=[*dict.fromkeys(r.title for r in runs.failed if r.model not in s.models)],
-        of_seeds=of_seeds,
-        verdict_seeds=len(s.common_seeds(FULL, BASELINE)),
-        collapses=collapses(s),
-        fewest_seeds=min((len(c["each"]) for c in s.comparisons), default=len(s.seeds)),
+    return made
+
+
+def latex(name: str, s: Statistics, runs: Runs) -> str:
+    """table.tex (for the booktabs package) or paragraph.tex."""
+    return (
+        latex_environment()
+        .get_template(name)
+        .render(
+            s=s,
+            data=data_set(s),
+            digits=digits_for(s),
+            rows=paper_rows(s),
+            failed=[*dict.fromkeys(r.title for r in runs.failed if r.model not in s.models)],
+            of_seeds=of_seeds,
+            verdict=on_backbone(s, s.verdict),
+            verdict_seeds=len(s.common_seeds(FULL, BASELINE)),
+            collapses=collapses(s),
+            fewest_seeds=min((len(c["each"]) for c in s.comparisons), default=len(s.seeds)),
+        )
     )
+
+
+def backbones_latex(b: Backbones) -> str:
+    """backbones.tex (for the booktabs package)."""
+    return (
+        latex_environment()
+        .get_template("backbones.tex")
+        .render(
+            b=b,
+            data=data_set(next(iter(b.each.values()))),
+            columns={m: CONFIGURATIONS[m].title for m in (BASELINE, MULTISCALE, FULL)},
+        )
+    )
+
+
+def plain(value: object) -> object:
+    """The value for JSON: named tuples are objects, NaN is null."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def backbones_json(b: Backbones, problems: list[str]) -> str:
+    """The figures over backbones for programs; those of each are in its own results.json."""
+    content = {
+        "backbones": [*b.each],
+        "left_out": b.left_out,
+        "verdict": b.verdict,
+        "relative_gain": b.gain,
+        "comparisons": [
+            plain(c) | {"p_holm": p} for c, p in zip(b.comparisons, b.p_holm, strict=True)
+        ],
+        "problems": problems,
+    }
+    return json.dumps(plain(content), indent=1) + "\n"
 
 
 def results_json(s: Statistics, problems: list[str]) -> str:
     """All figures for programs; NaN is null."""
-
-    def plain(value):
-        if isinstance(value, (Interval, SeedVariance)):
-            return plain(value._asdict())
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value
-
     content = {
         "dataset": s.runs[0].config["flags"]["dataset"],
+        "backbone": s.backbone,
         "data_fingerprint": s.runs[0].config["data_fingerprint"],
         "test_images": s.images,
         "splits": s.splits,

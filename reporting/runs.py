@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,7 +13,15 @@ import numpy as np
 
 import metrics
 from errors import ReportError, first_line
-from experiment import CONFIGURATIONS, FREE_FLAGS, MODELS, NEIGHBOURS, SELECTIONS, ablation
+from experiment import (
+    CONFIGURATIONS,
+    FREE_FLAGS,
+    MODELS,
+    NEIGHBOURS,
+    RESNET50,
+    SELECTIONS,
+    ablation,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +39,10 @@ class FinishedRun(NamedTuple):
     epochs: list[dict]
     predictions: "pd.DataFrame"
 
+    @property
+    def backbone(self) -> str:
+        return self.config["flags"].get("backbone") or RESNET50
+
 
 class UnusableRun(NamedTuple):
     """A run with a log or a record that is not used."""
@@ -39,6 +52,7 @@ class UnusableRun(NamedTuple):
     reason: str  # a sentence that names the file
     model: str | None = None  # None if neither its record nor its name tells
     seed: int | None = None
+    backbone: str = RESNET50
 
     @property
     def title(self) -> str:
@@ -51,6 +65,21 @@ class Runs(NamedTuple):
     unknown: list[UnusableRun]  # of a configuration that experiment.py does not have
     wrong: list[str]  # a sentence for everything in the finished runs that does not add up
     folders: list[Path]
+
+    def by_backbone(self) -> dict[str, "Runs"]:
+        """The runs of each backbone; unknown ones and what does not add up are with the first."""
+        names = dict.fromkeys(run.backbone for run in (*self.finished, *self.failed))
+        first = next(iter(names), RESNET50)
+        return {
+            name: Runs(
+                [run for run in self.finished if run.backbone == name],
+                [run for run in self.failed if run.backbone == name],
+                self.unknown if name == first else [],
+                self.wrong if name == first else [],
+                self.folders,
+            )
+            for name in names
+        }
 
     @property
     def problems(self) -> list[str]:
@@ -71,22 +100,26 @@ def read_runs(folders: list[Path]) -> Runs:
             if log.with_suffix(".jsonl") not in records and not log.stem.startswith("slurm_"):
                 reason = f"{log}: failed before training started; there is no record"
                 found.append(UnusableRun(prefix + log.stem, log, reason))
+        backbones = {run.backbone for run in found}
         networks = [
             CONFIGURATIONS[run.model].flags["model"]
             for run in found
             if run.model in CONFIGURATIONS
-            and CONFIGURATIONS[run.model].run == split_name(run.name)[0]
+            and CONFIGURATIONS[run.model].run == split_name(run.name, backbones)[0]
         ]
         for run in found:
             if isinstance(run, FinishedRun):
                 runs.finished.append(run)
                 runs.wrong.extend(f"{run.name}_predictions.csv: {p}" for p in check_run(run))
             elif run.model is None:
-                runs.failed.append(with_configuration(run, networks))
+                runs.failed.append(with_configuration(run, networks, backbones))
             else:
                 (runs.failed if run.model in CONFIGURATIONS else runs.unknown).append(run)
     order = list(CONFIGURATIONS)
-    runs.finished.sort(key=lambda run: (order.index(run.model), run.seed))
+    backbones = [*dict.fromkeys(run.backbone for run in runs.finished)]
+    runs.finished.sort(
+        key=lambda run: (backbones.index(run.backbone), order.index(run.model), run.seed)
+    )
     return runs
 
 
@@ -102,7 +135,8 @@ def read_run(path: Path, name: str) -> FinishedRun | UnusableRun:
         config.setdefault("label_source", config.get("labels"))  # its name in older records
     except (OSError, ValueError, KeyError, TypeError) as error:
         return unusable._replace(reason=unreadable(path, error))
-    unusable = unusable._replace(model=model, seed=seed)
+    backbone = config["flags"].get("backbone") or RESNET50
+    unusable = unusable._replace(model=model, seed=seed, backbone=backbone)
     if model not in CONFIGURATIONS:
         return unusable._replace(
             reason=f"{path}: its configuration {model} is not a row of CONFIGURATIONS in "
@@ -146,24 +180,35 @@ def further_seeds(folders: list[Path], seeds: list[int]) -> str:
     return f"To decide it: {shlex.join([*command, '--seeds', all_seeds])}"
 
 
-def split_name(name: str) -> tuple[str, int | None]:
-    """('exp2_multiscale', 3) for folder/exp2_multiscale_seed3, the name of a run in an ablation."""
+def split_name(name: str, backbones: Iterable[str] = ()) -> tuple[str, str, int | None]:
+    """The parts of the name of a run in an ablation, with its folder or without.
+
+    ('exp2_multiscale', 'resnet18', 3) for folder/exp2_multiscale_resnet18_seed3, if resnet18 is one
+    of the backbones.
+    """
     found = re.fullmatch(r"(.*?)(?:_seed(\d+))?", Path(name).name)
-    return found[1], int(found[2]) if found[2] else None
+    seed = int(found[2]) if found[2] else None
+    for backbone in sorted(backbones, key=len, reverse=True):
+        if found[1].endswith(f"_{backbone}"):
+            return found[1].removesuffix(f"_{backbone}"), backbone, seed
+    return found[1], RESNET50, seed
 
 
-def with_configuration(run: UnusableRun, networks: list[str]) -> UnusableRun:
-    """The run with its configuration and seed, as far as its name tells them.
+def with_configuration(
+    run: UnusableRun, networks: list[str], backbones: Iterable[str]
+) -> UnusableRun:
+    """The run with its configuration, backbone and seed, as far as its name tells them.
 
     networks: `--model` of other runs in the folder, because each has a run exp2_multiscale.
+    backbones: those of other runs in the folder.
     """
-    stem, seed = split_name(run.name)
+    stem, backbone, seed = split_name(run.name, backbones)
     for network in (*networks, MODELS[0]):
         for neighbours in (None, *NEIGHBOURS):
             row = ablation(network, neighbours, controls=True).get(stem)
             if row is not None:
                 model = next(name for name, other in CONFIGURATIONS.items() if other is row)
-                return run._replace(model=model, seed=seed)
+                return run._replace(model=model, seed=seed, backbone=backbone)
     return run
 
 
@@ -233,26 +278,29 @@ def check_comparable(runs: list[FinishedRun]) -> None:
         return CONFIGURATIONS[run.model].flags["model"]
 
     def backbone(run: FinishedRun) -> str:
-        return network(run) if network(run) in NEIGHBOURS else "resnet"
+        return network(run) if network(run) in NEIGHBOURS else run.backbone
 
+    # Each network has its own dropout rate and its own attention.
+    own = {"dropout_rate", "attention", "backbone"}
     for run in runs[1:]:
-        same_backbone = next(r for r in runs if backbone(r) == backbone(run))
-        same_network = next(r for r in runs if network(r) == network(run))
-        # Each network has its own dropout rate and its own attention.
+        same = [r for r in runs if backbone(r) == backbone(run)]
+        same_network = next(r for r in same if network(r) == network(run))
         for other, ignored in (
-            (runs[0], {"dropout_rate", "attention", "backbone_weights"}),
-            (same_backbone, {"dropout_rate", "attention"}),
+            (runs[0], own | {"backbone_weights"}),
+            (same[0], own),
             (same_network, set()),
         ):
             if differing := differences(other, run, ignored):
                 raise ReportError(
                     f"{other.name} and {run.name} can't be compared: {'; '.join(differing)}"
                 )
-    for (model, seed), group in itertools.groupby(runs, key=lambda r: (r.model, r.seed)):
+    same_run = itertools.groupby(runs, key=lambda r: (r.backbone, r.model, r.seed))
+    for (backbone_name, model, seed), group in same_run:
         names = [run.name for run in group]
         if len(names) > 1:
+            on = "" if backbone_name == RESNET50 else f" on {backbone_name}"
             raise ReportError(
-                f"{model} with seed {seed} was found {len(names)} times: {', '.join(names)}; "
+                f"{model}{on} with seed {seed} was found {len(names)} times: {', '.join(names)}; "
                 "leave one of them"
             )
 

@@ -42,6 +42,16 @@ BY_COUNTS = {"srcc": resampling.srcc_by_counts, "plcc": resampling.plcc_by_count
 Combine = Callable[[np.ndarray], np.ndarray]  # of M configurations: (B, M) to (B,)
 
 
+def difference(values: np.ndarray) -> np.ndarray:
+    """Of the SRCCs (..., 2) of two configurations."""
+    return values[..., 0] - values[..., 1]
+
+
+def relative(values: np.ndarray) -> np.ndarray:
+    """The gain of the first of two configurations relative to the second."""
+    return values[..., 0] / values[..., 1] - 1
+
+
 class Pool(NamedTuple):
     """The variance between seeds over the configurations that have the same seeds."""
 
@@ -72,6 +82,7 @@ class Statistics:
         self.seeds = sorted({r.seed for r in runs})
         self.models = [m for m in CONFIGURATIONS if any(r.model == m for r in runs)]
         self.of_model = {m: [r for r in runs if r.model == m] for m in self.models}
+        self.backbone = runs[0].backbone
         self.selection = leading_selection(runs)
 
         self.rows: dict[tuple[str, int], pd.DataFrame] = {
@@ -243,7 +254,7 @@ class Statistics:
                     "label": label,
                     "model": model,
                     "other": other,
-                    "difference": self.interval((model, other), lambda v: v[..., 0] - v[..., 1]),
+                    "difference": self.interval((model, other), difference),
                     "each": each.tolist(),
                     "correlation": float(np.mean([metrics.srcc(a, b) for a, b, _ in pairs])),
                     "seeds_needed": needed,
@@ -268,7 +279,19 @@ class Statistics:
             return None
         if not self.above_zero(BASELINE):
             return Interval(*[math.nan] * 4, "the SRCC of the baseline is not clearly above 0")
-        return self.interval((FULL, BASELINE), lambda v: v[..., 0] / v[..., 1] - 1)
+        return self.interval((FULL, BASELINE), relative)
+
+    def resampled(self, models: tuple[str, str], combine: Combine) -> np.ndarray | None:
+        """(B,): a combination of the SRCCs of two models in resamples of the images.
+
+        Means over their common seeds; None without several seeds. With the same resamples and seed
+        of the bootstrap, all backbones have the same resamples.
+        """
+        seeds = self.common_seeds(*models)
+        if len(seeds) < 2 or not self.drawn:
+            return None
+        each = [[self.drawn["srcc", m, seed] for m in models] for seed in seeds]  # (S, 2, B)
+        return combine(np.mean(each, 0).T)
 
     def above_zero(self, model: str) -> bool:
         """Whether the SRCC of a configuration is above 0 by its interval."""

@@ -20,6 +20,7 @@ from reporting.formats import (
     decimal,
     is_published,
     of_seeds,
+    on_backbone,
     with_spread,
 )
 from reporting.runs import FinishedRun, Runs, chosen_epoch, usable
@@ -174,12 +175,12 @@ def ablation_title(models: list[str]) -> str:
     return "ResNet-50 ablation"
 
 
-def table_head(s: Statistics, models: list[str]) -> list[str]:
-    """The experiment, the data and the flags that all runs share."""
+def table_head(s: Statistics, models: list[str], by_row: tuple[str, ...] = ()) -> list[str]:
+    """The experiment, the data and the flags that all runs share, but those that rows tell."""
     config = s.runs[0].config
     counts = ", ".join(f"{count:,} {split}" for split, count in config["images"].items())
     said_elsewhere = FREE_FLAGS.union(
-        {"dataset", "seed"}, *(CONFIGURATIONS[m].flags for m in models)
+        {"dataset", "seed", *by_row}, *(CONFIGURATIONS[m].flags for m in models)
     )
     flags = []
     for name, value in config["flags"].items():
@@ -190,12 +191,18 @@ def table_head(s: Statistics, models: list[str]) -> list[str]:
         values = value if isinstance(value, list) else [value]
         values = [Path(v).name if name == "backbone_weights" else v for v in values]
         flags.append(f"--{name}" if value is True else " ".join(map(str, [f"--{name}", *values])))
+    title, seeds = on_backbone(s, ablation_title(models)), " ".join(map(str, s.seeds))
     return [
-        f"{ablation_title(models)}, {len(s.seeds)} seed(s): {' '.join(map(str, s.seeds))}",
+        f"{title}, {len(s.seeds)} seed(s): {seeds}",
         f"data: {data_set(s)}; {counts} images",
         wrapped(f"flags: {' '.join(flags)}", indent="       "),
         f"precision: {config['precision']} on {config['device']} ({config['device_name']})",
     ]
+
+
+def weights_of(s: Statistics) -> str:
+    """The initial weights of the backbone; of a file, its name."""
+    return Path(s.runs[0].config["flags"].get("backbone_weights") or "unknown").name
 
 
 def table_notes(s: Statistics, runs: Runs) -> list[str]:

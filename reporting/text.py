@@ -26,6 +26,7 @@ from reporting.formats import (
     is_published,
     listed,
     of_seeds,
+    on_backbone,
     p_value,
     percent,
     with_spread,
@@ -92,7 +93,7 @@ def write_report(s: Statistics, runs: Runs, figures: list[Figure]) -> Report:
 def title(s: Statistics) -> str:
     networks = {CONFIGURATIONS[m].flags["model"] for m in s.models}
     if "resnet_improved" in networks:
-        return "Do multi-scale fusion and channel attention help a ResNet-50?"
+        return on_backbone(s, "Do multi-scale fusion and channel attention help a ResNet-50?")
     if networks == {"hyperiqa"}:
         return "How well does HyperIQA do?"
     other = next(m for m in s.models if m != "hyperiqa")
@@ -103,7 +104,7 @@ def title(s: Statistics) -> str:
 def verdict(s: Statistics, runs: Runs) -> Verdict:
     seeds = len(s.common_seeds(FULL, BASELINE))
     single = ", single seed" if seeds == 1 else of_seeds(s, seeds) if seeds else ""
-    sentence = f"Verdict on {data_set(s)}{single}: {s.verdict}"
+    sentence = f"Verdict on {data_set(s)}{single}: {on_backbone(s, s.verdict)}"
     gain, remarks = s.gain, []
     if gain is None or not math.isfinite(gain.value):
         return Verdict(f"{sentence}.", collapses(s))
@@ -122,7 +123,7 @@ def verdict(s: Statistics, runs: Runs) -> Verdict:
     if s.images_alone == UNDECIDED:
         remarks.append(f"The test images alone would not decide it either: {reason}")
     elif s.images_alone:
-        remarks.append(f"The test images alone would say: {s.images_alone}.")
+        remarks.append(f"The test images alone would say: {on_backbone(s, s.images_alone)}.")
     elif s.verdict == UNDECIDED:  # and no other reason is given there
         remarks.append(reason[0].upper() + reason[1:])
     both = next(c for c in s.comparisons if c["label"] == BOTH)

@@ -6,6 +6,7 @@ A failure names what was forgotten, and where.
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -35,6 +36,7 @@ from experiment import (
     ablation,
     command_line,
     configuration_name,
+    network_name,
     rows_of,
 )
 from report_runs import write_run
@@ -169,6 +171,34 @@ def test_a_model_without_controls_refuses_them():
     assert done.returncode == 2 and "--model hyperiqa has no controls" in done.stderr
 
 
+def test_each_row_is_listed_on_each_backbone():
+    lines = listed("--backbones", "resnet50,resnet18", "--controls", "--data_path", "x")
+    assert len(lines) == 10 and lines[0][0] == "exp1_baseline"
+    assert lines[5][0] == "exp1_baseline_resnet18" and lines[9][0] == "exp8_static_resnet18"
+    for run, *words in lines:
+        args = parse_args(words)
+        assert args.backbone == ("resnet18" if run.endswith("_resnet18") else "resnet50")
+        assert network_name(vars(args)).startswith(
+            "resnet18_" if args.backbone == "resnet18" else "resnet_improved_"
+        )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--backbones", "a,,b"], "takes names, each once"),
+        (["--backbones", "a,a"], "takes names, each once"),
+        (["--backbones", "a", "--neighbours"], "is for --model resnet_improved"),
+        (["--backbones", "a", "--model", "hyperiqa"], "is for --model resnet_improved"),
+    ],
+)
+def test_backbones_that_cannot_be_listed_get_one_sentence(arguments, message):
+    done = subprocess.run(
+        [sys.executable, ROOT / "experiment.py", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and message in done.stderr
+
+
 def test_it_needs_nothing_installed():
     command = [sys.executable, "-I", "-S", ROOT / "experiment.py"]
     assert subprocess.run(command, capture_output=True).returncode == 0
@@ -181,7 +211,7 @@ case $1 in
   python3) shift ;;
 esac
 [[ $* == *" --check" ]] && exit
-case $1 in *train_resnet_improved.py) shift; echo "$*" >>"$CALLS" ;; esac
+case $1 in *train_resnet_improved.py) shift; echo "${*@Q}" >>"$CALLS" ;; esac
 """
 
 
@@ -200,7 +230,7 @@ def checkout(tmp_path):
     }
 
     def read() -> dict[str, dict]:
-        runs = [vars(parse_args(line.split())) for line in calls.read_text().splitlines()]
+        runs = [vars(parse_args(shlex.split(line))) for line in calls.read_text().splitlines()]
         return {run["run_name"]: run for run in runs}
 
     return tmp_path, environment, read
@@ -216,6 +246,29 @@ def test_the_script_trains_every_row(checkout, model, neighbours):
     trained = {run: configuration_name(flags) for run, flags in read().items()}
     wanted = {run: name_of(row) for run, row in ablation(model, neighbours, controls=True).items()}
     assert trained == wanted, f"run_resnet_ablation.sh {' '.join(flags)}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("script", ["run_resnet_ablation.sh", "slurm/ablation.sbatch"])
+def test_script_and_cluster_train_every_row_on_every_backbone(checkout, script):
+    folder, environment, read = checkout
+    names = ("resnet50", "resnet18", "convnext_tiny")
+    flags = ["--backbones", ",".join(names), "--controls"]
+    flags += ["--backbone_weights", "none", "--backbone_weights", "resnet18=my weights.pth"]
+    command = ["bash", ROOT / script, *flags]
+    runs = ablation(MODELS[0], controls=True, backbones=names)
+    if script.endswith(".sh"):
+        subprocess.run(command, cwd=folder, env=environment, capture_output=True)
+    else:
+        (folder / "experiment.py").symlink_to(ROOT / "experiment.py")
+        for task in range(len(runs)):
+            own = {"SLURM_ARRAY_TASK_ID": str(task), "LOG_DIR": "logs", "SEEDS": "42"}
+            subprocess.run(command, cwd=folder, env=environment | own, check=True)
+    trained = {run: (args["backbone"], configuration_name(args)) for run, args in read().items()}
+    assert len(trained) == 15 and set(trained) == set(runs)
+    for run, args in read().items():
+        assert trained[run][0] == runs[run].flags["backbone"]
+        wanted = "my weights.pth" if args["backbone"] == "resnet18" else "none"
+        assert args["backbone_weights"] == wanted
 
 
 @pytest.mark.parametrize("model", MODELS)

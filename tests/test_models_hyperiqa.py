@@ -14,8 +14,9 @@ import predict_resnet_improved as predict
 import train_resnet_improved as train
 from conftest import ROOT, TINY, photo
 from errors import WeightsError
+from evaluation import build_model, load_model
 from experiment import configuration_name
-from models_hyperiqa import PARAMETERS, HyperIQA, SmartIQA, build_neighbour
+from models_hyperiqa import PARAMETERS, HyperIQA, SmartIQA, SwinBackbone, build_neighbour
 from training.flags import parse_args
 from training.learner import build_optimizer
 
@@ -87,8 +88,10 @@ def test_the_new_layers_start_by_the_rule_of_hyperiqas_code(name):
 def test_drop_path_rises_to_its_rate():
     with torch.device("meta"):
         model = SmartIQA(size="tiny", drop_path_rate=0.3)
-    rates = [m.p for m in model.modules() if isinstance(m, torchvision.ops.StochasticDepth)]
-    assert rates[0] == 0 and rates[-1] == pytest.approx(0.3) and rates == sorted(rates)
+    drops = [m for m in model.modules() if type(m).__name__ == "DropPath"]
+    rates = [drop.drop_prob for drop in drops]  # two in each block; the first block has none
+    assert len(rates) == 22 and rates[0] > 0 and rates[-1] == pytest.approx(0.3)
+    assert rates == sorted(rates)
 
 
 def test_other_sizes_are_refused():
@@ -282,19 +285,57 @@ def test_what_a_model_has_not_is_refused(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("weights", ["imagenet1k_v1", "imagenet1k_v2"])
-def test_swin_weights_that_cannot_be_read_are_named(weights, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
+def test_swin_weights_that_cannot_be_read_are_named(monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(
-        WeightsError, match="swin_t" if weights.endswith("1") else "none of that name"
-    ):
-        SmartIQA(size="tiny", backbone_weights=weights)
+    monkeypatch.setattr("timm.models.load_state_dict_from_hf", offline)
+    with pytest.raises(WeightsError, match="of timm/swin_tiny_patch4_window7_224"):
+        SmartIQA(size="tiny", backbone_weights="imagenet")
+    assert parse_args(["--model", "smart_iqa_tiny"]).backbone_weights == "imagenet"
+
+
+@pytest.fixture(scope="module")
+def torchvisions_swin():
+    torch.manual_seed(5)
+    return torchvision.models.swin_t(weights=None).eval()
+
+
+def test_torchvisions_swin_weights_give_the_maps_of_torchvisions_swin(tmp_path, torchvisions_swin):
+    torch.save(torchvisions_swin.state_dict(), tmp_path / "swin_t.pth")
+    model = SmartIQA(size="tiny", backbone_weights=tmp_path / "swin_t.pth").eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        maps, x = model.backbone(images), images
+        for index, layer in enumerate(torchvisions_swin.features):
+            x = layer(x)
+            if index % 2:
+                torch.testing.assert_close(maps[index // 2], x.permute(0, 3, 1, 2))
+
+
+def test_a_checkpoint_with_torchvisions_swin_is_still_used(tmp_path, torchvisions_swin):
+    """Before timm's Swin, its layers had torchvision's names, by stage."""
+    args = parse_args(["--model", "smart_iqa_tiny", "--backbone_weights", "none"])
+    model = build_model(vars(args), 50.0).eval()
+    old = {k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
+    for key, tensor in torchvisions_swin.state_dict().items():
+        if key.startswith("features."):
+            part = int(key.split(".")[1])
+            key = key.replace(f"features.{part}.", f"stage{part // 2 + 1}.{part % 2}.", 1)
+        if not key.startswith("head."):
+            old[f"backbone.{key}"] = tensor
+    config = {"flags": vars(args), "model": "smart_iqa_tiny_ms_att", "started": "then"}
+    torch.save({"model": old, "config": config, "epochs": []}, tmp_path / "old.pth")
+    torch.save(torchvisions_swin.state_dict(), tmp_path / "swin_t.pth")
+    loaded = load_model(tmp_path / "old.pth", "cpu")
+    wanted = SwinBackbone("tiny", tmp_path / "swin_t.pth", drop_path_rate=0.3).eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        for a, b in zip(loaded.backbone(images), wanted(images)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    for name, tensor in loaded.state_dict().items():
+        if not name.startswith("backbone."):
+            assert torch.equal(tensor, old[name]), name
 
 
 @pytest.mark.parametrize("model", ["hyperiqa", "smart_iqa_tiny"])

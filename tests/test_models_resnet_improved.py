@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import models_resnet_improved as models
+from backbones import ResNet50
 from experiment import FULL, MULTISCALE, STATIC, WIDE, rows_of
 from models_resnet_improved import ResNetImproved
 
@@ -183,7 +184,7 @@ def pushed_away_from_stage_1(**options) -> torch.Tensor:
     torch.manual_seed(0)
     attention = models.StageAttention(**options)
     optimizer = torch.optim.AdamW(attention.parameters(), lr=1e-3)
-    channels = options.get("channels", 2048)
+    channels = options["channels"]
     for _ in range(12):
         _, weights = attention([torch.randn(8, channels, 7, 7).relu()] * 4)
         optimizer.zero_grad()
@@ -193,13 +194,13 @@ def pushed_away_from_stage_1(**options) -> torch.Tensor:
 
 
 def test_a_stage_is_not_lost_within_a_dozen_steps():
-    assert pushed_away_from_stage_1(scaled=False)[0] < 1e-4
+    assert pushed_away_from_stage_1(channels=2048, scaled=False)[0] < 1e-4
     for channels in (64, 320, 2048):
         assert pushed_away_from_stage_1(channels=channels)[0] > 0.08
 
 
 def test_scaled_attention_sees_neither_offset_nor_scale_of_stage_4():
-    attention = models.StageAttention().eval()
+    attention = models.StageAttention(channels=2048).eval()
     stages = [torch.rand(3, 2048, 7, 7)] * 4
     _, weights = attention(stages)
     _, others = attention([5 * stage + 7 for stage in stages])
@@ -218,7 +219,7 @@ def test_the_static_control_has_the_same_weights_for_all_images_and_learns_them(
 
 def test_the_wide_control_sees_stage_4_only():
     model = build(WIDE).eval()
-    maps = [torch.rand(2, c, s, s) for c, s in zip(models.STAGE_CHANNELS, (16, 8, 4, 2))]
+    maps = [torch.rand(2, c, s, s) for c, s in zip(ResNet50.channels, (16, 8, 4, 2))]
     with torch.no_grad():
         fused, weights = model.fusion(maps)
         others, _ = model.fusion([torch.zeros_like(m) for m in maps[:3]] + maps[3:])

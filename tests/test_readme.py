@@ -72,12 +72,20 @@ def test_every_flag_is_documented_and_no_other(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--help"])
     of_training = flags(capsys.readouterr().out) - {"--help"}
-    of_the_script = {"--demo", "--seeds", "--controls", "--gpus", "--parallel", "--help"}
+    of_the_script = {
+        "--demo",
+        "--seeds",
+        "--controls",
+        "--backbones",
+        "--gpus",
+        "--parallel",
+        "--help",
+    }
     of_the_script |= {"--with_neighbours", "--neighbours", "--standalone"}
     of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on", "--test_split"}
     of_prediction |= {"--skip_trained"}
-    of_the_report = {"--resamples"}
+    of_the_report = {"--resamples", "--leave_out"}
     known = of_training | of_the_script | of_prediction | of_the_report
     assert of_training <= flags(PAGES["docs/flags.md"])
     assert of_training - {"--no"} <= flags(ENGLISH)  # of --no-use_multiscale
@@ -94,7 +102,7 @@ def test_documented_training_commands_are_understood(text):
 
 def test_training_commands_of_all_pages_are_understood():
     commands = arguments_of("train_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         parse_args(command)
 

@@ -69,8 +69,9 @@ def driver():
     process.wait(timeout=30)
 
 
-MODEL = "resnet_improved_ms_att"
+MODEL = "test_efficientnet_ms_att"  # a small network of timm's; killed ResNets: slow tests
 FLAGS = [*TINY, "--epochs", "3", "--use_multiscale", "--use_attention", "--color_jitter"]
+FLAGS += ["--backbone", "test_efficientnet"]
 
 
 def argv(folder: Path, out: Path, *more) -> list:

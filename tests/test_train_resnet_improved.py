@@ -22,8 +22,10 @@ import files
 import train_resnet_improved as train
 from conftest import ROOT, TINY, make_koniq10k, photo
 from errors import DataError, RunError
+from evaluation import load_model
 from metrics import agreement
 from models_resnet_improved import ResNetImproved
+from predict_resnet_improved import score_images
 from training.flags import parse_args
 from training.run_files import RunFiles
 
@@ -102,6 +104,26 @@ def finished(tmp_path_factory):
     one = start(folder, base / "one", *flags, dataset="koniq-10k")
     two = start(folder, base / "two", *flags, "--workers", 2, dataset="koniq-10k")
     return one, two
+
+
+def test_another_backbone_is_trained_recorded_and_used_again(finished, tmp_path, capsys):
+    folder = finished[0].parent / "koniq-10k"
+    where = ["--data_path", folder, "--store_dir", tmp_path, "--log_dir", tmp_path]
+    where += ["--checkpoint_dir", tmp_path, "--save_model", "--run_name", "run"]
+    flags = ["--backbone", "tf_efficientnet_lite0", "--use_multiscale", "--use_attention"]
+    args = parse_args([*map(str, [*TINY, *where, *flags])])
+    (config, *_), network = train.run(args)
+    assert "tf_efficientnet_lite0_ms_att, 4.21 M parameters" in capsys.readouterr().out
+    assert config["model"] == "resnet_improved_ms_att"
+    assert config["normalisation"] == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    model = load_model(tmp_path / "tf_efficientnet_lite0_ms_att_last.pth", "cpu")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images)[0], network.eval()(images)[0])
+    table = score_images(
+        model, [folder / image for image in pd.read_csv(tmp_path / "run_predictions.csv")["image"]]
+    )
+    assert table["score"].notna().all()
 
 
 def test_same_seed_same_bits_whatever_the_number_of_workers(finished):

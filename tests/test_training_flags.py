@@ -63,6 +63,10 @@ def test_defaults_are_the_experiments():
         ("--test_crop grid --test_patch_num 24", "takes a square number, such as 16"),
         ("--test_crop grid --test_random_crop", "not allowed with"),
         ("--color_jitter --no_color_jitter", "not allowed with"),
+        ("--backbone resnet18 --model hyperiqa", "--model hyperiqa has its own backbone"),
+        ("--wide --use_multiscale", "give it without --use_multiscale"),
+        ("--attention static", "give --use_attention as well"),
+        ("--attention scaled --model smart_iqa_tiny", "are for --model resnet_improved"),
         ("--run_name a/b", "a name, not a path"),
         ("--dataset imagenet", "invalid choice"),
         ("--epoch 3", "unrecognized arguments"),
@@ -74,6 +78,23 @@ def test_wrong_flags_get_one_sentence(capsys, flags, message):
         parse_args(flags.split())
     assert stop.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ("", "imagenet1k_v1"),
+        ("--backbone_weights imagenet", "imagenet1k_v1"),
+        ("--backbone_weights none", "none"),
+        ("--backbone resnet18", "imagenet"),
+        ("--backbone resnet18 --backbone_weights resnet34=a.pth", "imagenet"),
+        ("--backbone resnet18 --backbone_weights resnet18=a=b.pth", "a=b.pth"),
+        ("--backbone resnet18 --backbone_weights resnet18=a.pth --backbone_weights none", "a.pth"),
+        ("--backbone_weights none --backbone_weights b.pth", "b.pth"),
+    ],
+)
+def test_the_weights_are_those_of_the_backbone(given, wanted):
+    assert parse_args(given.split()).backbone_weights == wanted
 
 
 def test_center_takes_one_crop():

@@ -12,7 +12,7 @@ from datasets.flags import (
     resolve_data_flags,
     with_negative_numbers,
 )
-from experiment import MODELS, PRESETS, configuration_name
+from experiment import MODELS, PRESETS, RESNET50, configuration_name
 
 # Defaults of --dropout_rate. SMART-IQA's is that of its code; HyperIQA has no dropout.
 DROPOUT, SMART_DROPOUT, HYPERIQA_DROPOUT = 0.3, 0.4, 0.0
@@ -76,10 +76,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         f"(default: {DROPOUT}; {SMART_DROPOUT} for smart_iqa_*)",
     )
     flag(
+        "--backbone",
+        default=RESNET50,
+        metavar="NAME",
+        help="torchvision's resnet50, or a backbone of timm with maps at strides 4, 8, 16 and 32, "
+        "such as resnet18, convnext_tiny, tf_efficientnet_lite0 (default: resnet50)",
+    )
+    flag(
         "--backbone_weights",
-        default="imagenet1k_v1",
-        metavar="NAME|FILE",
-        help="imagenet1k_v1, imagenet1k_v2, none (random), or a torchvision ResNet-50 state dict",
+        action="append",
+        metavar="NAME|FILE|BACKBONE=FILE",
+        help="imagenet (the default), none (random), or a state dict of torchvision's ResNet-50 or "
+        "of timm's backbone, .pth or .safetensors; for resnet50 also imagenet1k_v1, imagenet1k_v2; "
+        "with BACKBONE= for that backbone only",
     )
 
     group = parser.add_argument_group("data")
@@ -276,6 +285,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def weights_of(backbone: str, given: list[str]) -> str:
+    """The --backbone_weights of a backbone: the last BACKBONE=FILE, else the last without name."""
+    named = [value.partition("=") for value in given]
+    own = [file for name, equals, file in named if equals and name == backbone]
+    for_all = [name for name, equals, _ in named if not equals]
+    weights = [*for_all, *own][-1] if for_all or own else "imagenet"
+    return "imagenet1k_v1" if weights == "imagenet" and backbone == RESNET50 else weights
+
+
 def resolve_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Set the defaults that depend on other flags; parser.error for flags that do not fit together.
 
@@ -297,6 +315,11 @@ def resolve_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error("--wide and --attention are for --model resnet_improved")
     if args.attention is None:
         args.attention = "scaled" if args.model == "resnet_improved" else "published"
+    if args.backbone != RESNET50 and args.model != MODELS[0]:
+        parser.error(f"--backbone {args.backbone}: --model {args.model} has its own backbone")
+    args.backbone_weights = weights_of(args.backbone, args.backbone_weights or [])
+    if is_smart and args.backbone_weights == "imagenet1k_v1":  # torchvision's of ResNet-50
+        args.backbone_weights = "imagenet"
     if is_hyperiqa and args.dropout_rate is not None:
         parser.error("--dropout_rate: --model hyperiqa has no dropout")
     if args.dropout_rate is None:

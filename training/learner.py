@@ -23,8 +23,9 @@ class Learner:
     """A network in training.
 
     model: the network. network: what a step calls: the model itself, or with several processes
-    DistributedDataParallel around it. costs: its parameters, the multiply-adds of one crop, and the
-    dropout rates that no flag gives.
+    DistributedDataParallel around it. costs: its parameters, the multiply-adds of one crop, the
+    dropout rates that no flag gives, and mean and standard deviation by which its input is
+    normalised.
     """
 
     model: "nn.Module"
@@ -68,6 +69,7 @@ def build_learner(
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply_adds": multiply_adds(model, args.patch_size),
         "rates": getattr(model, "rates", {}),
+        "normalisation": model.backbone.normalisation,
     }
     model.to(device, memory_format=torch.channels_last)
     if args.compile:

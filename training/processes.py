@@ -211,8 +211,18 @@ def distributed(model: "nn.Module", device: "torch.device") -> "nn.Module":
     from torch import nn
 
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place, as no BatchNorm is the root
+        synchronised(model)
     return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def synchronised(model: "nn.Module") -> "nn.Module":
+    """The network, whose BatchNorms now take their statistics over all processes."""
+    from torch import nn
+
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    if "timm" in sys.modules:  # its BatchNorms hold activations, which PyTorch's own would drop
+        from timm.layers import convert_sync_batchnorm as convert
+    return convert(model)  # in place, as no BatchNorm is the root
 
 
 def end_workers(others: set) -> None:

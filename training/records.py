@@ -3,6 +3,7 @@
 import argparse
 import platform
 import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from data_loader import OpenData
 from datasets.labels import DATASETS, DEMO_MARKER, count_splits, fingerprint, label_fingerprint
-from experiment import configuration_name
+from experiment import RESNET50, configuration_name, network_name
 from training.learner import FINAL_LR, STEP_EPOCHS, Learner
 from training.processes import Ranks
 
@@ -65,6 +66,7 @@ def run_config(args: argparse.Namespace, opened: OpenData, learner: Learner, ran
             "scipy": scipy.__version__,
             "pandas": pd.__version__,
             "pillow": PIL.__version__,
+            **({"timm": sys.modules["timm"].__version__} if "timm" in sys.modules else {}),
         },
         "git_commit": git_commit(),
         "started": timestamp(),
@@ -88,8 +90,9 @@ def describe(config: dict) -> str:
     if flags["schedule"] == "step":
         course = f"a tenth every {STEP_EPOCHS} epochs"
     lines = {
-        "model": f"{config['model']}, {config['parameters'] / 1e6:.2f} M parameters, "
-        f"backbone weights {flags['backbone_weights']}, dropout {flags['dropout_rate']:g}"
+        "model": f"{network_name(flags)}, {config['parameters'] / 1e6:.2f} M parameters, "
+        f"backbone {flags.get('backbone', RESNET50)}, weights {flags['backbone_weights']}, "
+        f"dropout {flags['dropout_rate']:g}"
         + "".join(f", {rate.replace('_', ' ')} {x:g}" for rate, x in config["rates"].items()),
         "data": f"{flags['dataset']} in {flags['data_path']}: {counts} images "
         f"({'the' if published else 'not the'} counts of a published split)",
@@ -112,7 +115,7 @@ def describe(config: dict) -> str:
         + f", commit {config['git_commit']}",
         "files": f"{flags['log_dir']}/{flags['run_name']}.jsonl, _predictions.csv"
         + (
-            f", _state.pth; {flags['checkpoint_dir']}/{config['model']}_*.pth"
+            f", _state.pth; {flags['checkpoint_dir']}/{network_name(flags)}_*.pth"
             if flags["save_model"]
             else ""
         ),

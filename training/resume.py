@@ -78,7 +78,7 @@ def begin(run: "Run") -> None:
         if args.resume:
             print(f"nothing to resume from in {args.log_dir} yet: begins a new run", flush=True)
             others = runs_with_state(Path(args.log_dir))
-            if others and is_unnamed(args.run_name, run.config["model"]):
+            if others and is_unnamed(args.run_name, run.files.model):
                 print(f"to continue another one give its --run_name: {', '.join(others)}")
         files.claim(run.config, again=bool(args.resume))
         if files.saves:
@@ -205,6 +205,11 @@ def restore(run: "Run", state: dict) -> None:
     import torch
 
     check_same_run(state["config"], run.config)
+    if state["model"].keys() != run.learner.model.state_dict().keys():
+        raise RunError(
+            f"{run.files.state}: its network has other layers; an earlier version of this software "
+            "wrote it: give another --run_name to begin a new run"
+        )
     present, run.config = run.config, state["config"]
     where = {k: present["flags"][k] for k in FREE_FLAGS - {"resume"}}
     if len(state["epochs"]) < run.args.epochs:  # else the present machine has no part in it
