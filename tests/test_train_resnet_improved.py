@@ -115,7 +115,7 @@ def test_another_backbone_is_trained_recorded_and_used_again(finished, tmp_path,
     (config, *_), network = train.run(args)
     assert "tf_efficientnet_lite0_ms_att, 4.21 M parameters" in capsys.readouterr().out
     assert config["model"] == "resnet_improved_ms_att"
-    assert config["normalisation"] == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert config["normalisation"] == [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
     model = load_model(tmp_path / "tf_efficientnet_lite0_ms_att_last.pth", "cpu")
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

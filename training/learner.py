@@ -69,7 +69,7 @@ def build_learner(
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply_adds": multiply_adds(model, args.patch_size),
         "rates": getattr(model, "rates", {}),
-        "normalisation": model.backbone.normalisation,
+        "normalisation": [*map(list, model.backbone.normalisation)],  # as JSON gives it back
     }
     model.to(device, memory_format=torch.channels_last)
     if args.compile:
