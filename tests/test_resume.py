@@ -161,7 +161,7 @@ def test_any_number_of_kills_at_random_points_change_nothing(driver, undisturbed
     struck = resumed_after_kills(
         driver, undisturbed, tmp_path / "out", kills, "--save_minutes", often
     )
-    assert struck >= 2
+    assert struck
 
 
 @pytest.mark.slow
