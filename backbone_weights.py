@@ -73,9 +73,8 @@ def load_timm_weights(source: str | Path | None, name: str) -> dict:
     if not all(isinstance(v, Tensor) for v in state.values()):
         raise WeightsError(f"{source}: holds no state dict")
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    overlay = {"state_dict": state}
-    check_timm_weights(name, source, overlay)
-    return {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    check_timm_weights(name, source, state)
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state}}
 
 
 def hub_weights(name: str, config) -> dict[str, Tensor]:
@@ -96,14 +95,13 @@ def hub_weights(name: str, config) -> dict[str, Tensor]:
         ) from error
 
 
-def check_timm_weights(name: str, source: str | Path, overlay: dict) -> None:
+def check_timm_weights(name: str, source: str | Path, state: dict[str, Tensor]) -> None:
     """WeightsError unless the state dict is of timm's complete model, its classifier aside.
 
     timm itself does not check networks with features only.
     """
     import timm
 
-    state = overlay["state_dict"]
     with torch.device("meta"):
         wanted = timm.create_model(name).state_dict()
     classifiers = timm.get_pretrained_cfg(name).classifier or ()
@@ -120,11 +118,7 @@ def check_timm_weights(name: str, source: str | Path, overlay: dict) -> None:
     except (RuntimeError, KeyError) as error:
         wrong = misfits(state, {k: v for k, v in wanted.items() if k not in spare})
         extra = [key for key in state if key not in wanted]
-        raise WeightsError(
-            f"{source}: not timm's state dict of {name}; {len(wrong)} tensors missing or of "
-            f"another shape ({', '.join(wrong[:3])}...), {len(extra)} unknown "
-            f"({', '.join(map(str, extra[:3]))}...)"
-        ) from error
+        raise misfit(source, f"timm's state dict of {name}", wrong, extra) from error
 
 
 def swin_of_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -182,11 +176,7 @@ def check_backbone_weights(state: object, path: Path) -> dict[str, Tensor]:
     wrong = misfits(state, wanted)
     extra = [k for k in state if k not in wanted and not str(k).startswith(CLASSIFIER)]
     if wrong or extra:
-        raise WeightsError(
-            f"{path}: not a torchvision ResNet-50 state dict; {len(wrong)} tensors missing or of "
-            f"another shape ({', '.join(wrong[:3])}...), {len(extra)} unknown "
-            f"({', '.join(map(str, extra[:3]))}...)"
-        )
+        raise misfit(path, "a torchvision ResNet-50 state dict", wrong, extra)
     return {k: v for k, v in state.items() if not str(k).startswith(CLASSIFIER)}
 
 
@@ -205,6 +195,14 @@ def unwrapped(state: object, path: Path) -> dict[str, Tensor]:
         if state and all(str(key).startswith(prefix) for key in state):
             return unwrapped({str(k).removeprefix(prefix): v for k, v in state.items()}, path)
     return state
+
+
+def misfit(source: str | Path, what: str, wrong: list[str], extra: list[str]) -> WeightsError:
+    """The error for a file that is not `what`, with the first tensors that are wrong or unknown."""
+    return WeightsError(
+        f"{source}: not {what}; {len(wrong)} tensors missing or of another shape "
+        f"({', '.join(wrong[:3])}...), {len(extra)} unknown ({', '.join(map(str, extra[:3]))}...)"
+    )
 
 
 def misfits(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 import data_loader as data
 from devices import autocast, choose_device, choose_precision, compile_in_place
 from errors import RunError
-from experiment import CONFIGURATIONS, PRESETS, configuration_name
+from experiment import CONFIGURATIONS, PRESETS, RESNET50, configuration_name
 from metrics import agreement
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # imported when work begins, so that --help and errors come a
 LATER_FLAGS = {
     "model": "resnet_improved",
     "attention": "published",
-    "backbone": "resnet50",
+    "backbone": RESNET50,
     "wide": False,
     "csv": [],
     "csv_columns": [],
@@ -270,22 +270,20 @@ def of_this_version(weights: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
     """A network's weights under today's names: those of a Swin were torchvision's, by stage."""
     from backbone_weights import swin_of_timm
 
-    prefix, old = "backbone.", re.compile(r"backbone\.stage([1-4])\.([01])\.")
-    if not any(old.match(key) and "attn.qkv" in key for key in weights):
+    prefix, of_stage = "backbone.", re.compile(r"stage([1-4])\.([01])\.")
+    if not any(k.startswith("backbone.stage") and "attn.qkv" in k for k in weights):
         return weights
-    backbone = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    backbone = {
-        re.sub(
-            r"stage([1-4])\.([01])\.", lambda m: f"features.{2 * int(m[1]) - 2 + int(m[2])}.", k
-        ): v
-        for k, v in backbone.items()
-    }
-    renamed = {
-        f"{prefix}{k}"
-        if k.startswith("norm.")
-        else f"{prefix}net.{k.replace('layers.', 'layers_')}": v
-        for k, v in swin_of_timm(backbone).items()
-    }
+
+    def old(name: str) -> str:
+        """torchvision's name of a layer."""
+        return of_stage.sub(lambda m: f"features.{2 * int(m[1]) - 2 + int(m[2])}.", name)
+
+    def new(name: str) -> str:
+        """The name here of a layer with this name in timm's complete model."""
+        return name if name.startswith("norm.") else f"net.{name.replace('layers.', 'layers_')}"
+
+    backbone = {old(k.removeprefix(prefix)): v for k, v in weights.items() if k.startswith(prefix)}
+    renamed = {f"{prefix}{new(k)}": v for k, v in swin_of_timm(backbone).items()}
     return renamed | {k: v for k, v in weights.items() if not k.startswith(prefix)}
 
 

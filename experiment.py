@@ -185,13 +185,18 @@ def configuration_name(flags: dict) -> str:
     return max(fitting, key=lambda name: len(CONFIGURATIONS[name].flags))
 
 
+def backbone_of(flags: dict) -> str:
+    """The backbone of a run's flags; ResNet-50 in records from before there was the flag."""
+    return flags.get("backbone") or RESNET50
+
+
 def network_name(flags: dict) -> str:
     """The name of a run's checkpoints: its row, with the backbone if that is not a ResNet-50.
 
     'resnet_improved_ms_att', 'tf_efficientnet_lite0_ms_att'. Raises ValueError as
     `configuration_name`.
     """
-    row, backbone = configuration_name(flags), flags.get("backbone") or RESNET50
+    row, backbone = configuration_name(flags), backbone_of(flags)
     return row if backbone == RESNET50 else row.replace(MODELS[0], backbone, 1)
 
 

@@ -46,6 +46,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import resampling
 from console import command
 from random_effects import over_backbones
+from reporting.statistics import difference
 from rounds import output_file, write_json
 
 # Five configurations in the order of experiment.py: baseline, + multi-scale, + attention, wide,
@@ -151,10 +152,6 @@ def interval_figures(
     Five differences covered, alarms (share of three), any alarm after Holm's correction, wrong
     bounds (share of two), SRCC covered (share of K), mean width of the differences' intervals.
     """
-
-    def difference(values: np.ndarray) -> np.ndarray:
-        return values[..., 0] - values[..., 1]
-
     options = {"variance": variance, "seed": seed}
     pairs = [
         resampling.over_seeds(seen[:, pair], drawn[:, :, pair], difference, **options)

@@ -21,6 +21,7 @@ from experiment import (
     RESNET50,
     SELECTIONS,
     ablation,
+    backbone_of,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class FinishedRun(NamedTuple):
 
     @property
     def backbone(self) -> str:
-        return self.config["flags"].get("backbone") or RESNET50
+        return backbone_of(self.config["flags"])
 
 
 class UnusableRun(NamedTuple):
@@ -135,7 +136,7 @@ def read_run(path: Path, name: str) -> FinishedRun | UnusableRun:
         config.setdefault("label_source", config.get("labels"))  # its name in older records
     except (OSError, ValueError, KeyError, TypeError) as error:
         return unusable._replace(reason=unreadable(path, error))
-    backbone = config["flags"].get("backbone") or RESNET50
+    backbone = backbone_of(config["flags"])
     unusable = unusable._replace(model=model, seed=seed, backbone=backbone)
     if model not in CONFIGURATIONS:
         return unusable._replace(

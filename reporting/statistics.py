@@ -175,6 +175,13 @@ class Statistics:
             for j, run in enumerate(self.each)
         }
 
+    def resamples_of(
+        self, models: tuple[str, ...], seeds: list[int], metric: str = "srcc"
+    ) -> np.ndarray:
+        """(S, B, M): `seen` in the resamples of the images."""
+        drawn = [[self.drawn[metric, m, seed] for m in models] for seed in seeds]
+        return np.swapaxes(drawn, 1, 2)
+
     def pool(self, metric: str) -> Pool | None:
         """The seed variance of complete blocks: models that have the same seeds, and these seeds.
 
@@ -218,12 +225,11 @@ class Statistics:
         if self.splits > 1:
             counts = self.runs[0].config["images"]
             return resampling.over_splits(combine(seen), counts["test"] / counts["train"])
-        drawn = [[self.drawn[metric, m, seed] for m in models] for seed in seeds]  # (S, M, B)
         pool = self.pools[metric]
         pooled = pool is not None and pool.holds and set(models) <= set(pool.models)
         return resampling.over_seeds(
             seen,
-            np.swapaxes(drawn, 1, 2),
+            self.resamples_of(models, seeds, metric),
             combine,
             variance=pool.variance if pooled else None,
             seed=self.options["seed"],
@@ -290,8 +296,7 @@ class Statistics:
         seeds = self.common_seeds(*models)
         if len(seeds) < 2 or not self.drawn:
             return None
-        each = [[self.drawn["srcc", m, seed] for m in models] for seed in seeds]  # (S, 2, B)
-        return combine(np.mean(each, 0).T)
+        return combine(self.resamples_of(models, seeds).mean(0))
 
     def above_zero(self, model: str) -> bool:
         """Whether the SRCC of a configuration is above 0 by its interval."""

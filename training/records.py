@@ -11,7 +11,7 @@ import numpy as np
 
 from data_loader import OpenData
 from datasets.labels import DATASETS, DEMO_MARKER, count_splits, fingerprint, label_fingerprint
-from experiment import RESNET50, configuration_name, network_name
+from experiment import backbone_of, configuration_name, network_name
 from training.learner import FINAL_LR, STEP_EPOCHS, Learner
 from training.processes import Ranks
 
@@ -91,7 +91,7 @@ def describe(config: dict) -> str:
         course = f"a tenth every {STEP_EPOCHS} epochs"
     lines = {
         "model": f"{network_name(flags)}, {config['parameters'] / 1e6:.2f} M parameters, "
-        f"backbone {flags.get('backbone', RESNET50)}, weights {flags['backbone_weights']}, "
+        f"backbone {backbone_of(flags)}, weights {flags['backbone_weights']}, "
         f"dropout {flags['dropout_rate']:g}"
         + "".join(f", {rate.replace('_', ' ')} {x:g}" for rate, x in config["rates"].items()),
         "data": f"{flags['dataset']} in {flags['data_path']}: {counts} images "
