@@ -21,6 +21,7 @@ from devices import autocast, choose_device, choose_precision, compile_in_place
 from errors import RunError
 from experiment import CONFIGURATIONS, PRESETS, RESNET50, configuration_name
 from metrics import agreement
+from published import find_checkpoint
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
     import pandas as pd
@@ -232,6 +233,7 @@ def load_model(
 ) -> "nn.Module":
     """The network of a checkpoint, in eval mode on the device; `model.config` is its configuration.
 
+    checkpoint: a file, or the name of a published one (published.py).
     `model.trained_on` holds the content hashes of its training and validation images; None for
     checkpoints that do not say.
     published: 'hyperiqa' for the file that HyperIQA's authors publish (koniq_pretrained.pkl), with
@@ -252,18 +254,23 @@ def load_model(
         }
         model.trained_on = None
         return model.to(device)
-    state = load_checkpoint(checkpoint)
+    state = load_checkpoint(find_checkpoint(checkpoint))
     flags = state["config"]["flags"] | {"backbone_weights": "none"}
     model = build_model(flags, initial_score=50.0)
-    try:
-        model.load_state_dict(of_this_version(state["model"]))
-    except RuntimeError as error:
-        raise RunError(
-            f"{checkpoint}: its weights are not those of {state['config']['model']}"
-        ) from error
+    put_weights(model, state, checkpoint)
     model.config, contents = state["config"], state.get("trained_on")
     model.trained_on = None if contents is None else {bytes(c).hex() for c in contents.numpy()}
     return model.eval().to(choose_device(device), memory_format=torch.channels_last)
+
+
+def put_weights(model: "nn.Module", checkpoint: dict, path: str | Path) -> None:
+    """Load the weights of a checkpoint into its network; RunError if they are not of that one."""
+    try:
+        model.load_state_dict(of_this_version(checkpoint["model"]))
+    except RuntimeError as error:
+        raise RunError(
+            f"{path}: its weights are not those of {checkpoint['config']['model']}"
+        ) from error
 
 
 def of_this_version(weights: dict[str, "Tensor"]) -> dict[str, "Tensor"]:

@@ -12,9 +12,8 @@ of training: about 15 minutes on a data-centre GPU (an estimate), two days on tw
 
 From Python, for notebooks:
 
-    from training.flags import parse_args
-    from train_resnet_improved import run
-    record, network = run(parse_args(["--use_multiscale", "--data_path", "koniq-10k"]))
+    from train_resnet_improved import train
+    record, network = train(use_multiscale=True, data_path="koniq-10k", epochs=3)
 """
 
 import argparse
@@ -40,6 +39,7 @@ from files import check_folder_for, make_folder
 from metrics import describe_stage_weights, srcc
 from progress import TimeEstimate
 from training.flags import parse_args
+from training.keywords import flags_of
 from training.learner import Learner, StepResults
 from training.processes import Ranks, by_torchrun, died_elsewhere, end_workers, this_rank
 from training.records import HEADER, best_epoch, closing_lines, epoch_row
@@ -246,6 +246,22 @@ class Trained(NamedTuple):
 
     record: list[dict]
     network: "nn.Module"
+
+
+def train(**flags) -> Trained:
+    """Train and evaluate: the command for Python. Keyword arguments are its flags without '--'.
+
+    train(dataset="csv", data_path="photos", csv=["scores.csv"], use_multiscale=True, lr=1e-4)
+
+    They are checked as on the command line. Values are numbers, strings, paths, lists of these, or
+    True and False for flags without a value; None is the default. The network comes back in eval
+    mode, and files are written as by the command. Raises RunError for flags that can't be used,
+    and what `run` raises.
+    """
+    args = flags_of(flags)
+    if args.check:
+        raise RunError("check: is for the command line; leave it out to train")
+    return run(args)
 
 
 def run(args: argparse.Namespace) -> Trained:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Of the predictions, and their types: names are strings, also 0001, 1e5 and NA.
 COLUMNS = {"epoch": int, "split": str, "image": str, "mos": float, "score": float}
+COMPARED = {"data": "data_fingerprint", "precision": "precision"}  # of two runs, besides flags
 NUMBERS = ("mos", "score", "w1", "w2", "w3", "w4")  # which may be empty
 
 
@@ -248,24 +249,35 @@ def check_run(run: FinishedRun) -> list[str]:
     return problems
 
 
-def differences(run: FinishedRun, other: FinishedRun, ignored: set[str]) -> list[str]:
-    """'--lr 0.1 and 0.2' for each flag, for the data and the precision in which two runs differ."""
-    ignored = ignored.union(FREE_FLAGS, {"seed"})
-    ignored = ignored.union(*(CONFIGURATIONS[r.model].flags for r in (run, other)))
+def differences(config: dict, other: dict, ignored: set[str]) -> list[str]:
+    """'--lr 0.1 and 0.2' for each flag, for the data and the precision in which two runs differ.
+
+    config, other: of their records. Runs with --init must have started from checkpoints that do not
+    differ in these either, and so must those.
+    """
+    starts = config.get("init"), other.get("init")
+    every = ignored.union(FREE_FLAGS, {"seed"})
+    rows = (CONFIGURATIONS.get(c["model"]) for c in (config, other))
+    every = every.union(*(row.flags for row in rows if row))
     old, new = (
         {
             f"--{k}": Path(v).name if k == "backbone_weights" else v
-            for k, v in r.config["flags"].items()
-            if k not in ignored
+            for k, v in c["flags"].items()
+            if k not in every
         }
-        | {"data": r.config["data_fingerprint"], "precision": r.config["precision"]}
-        for r in (run, other)
+        | {k: c[name] for k, name in COMPARED.items() if name in c}
+        | {"--init": f"a checkpoint of {start['epochs']} epochs" if start else "none"}
+        for c, start in zip((config, other), starts)
     )
-    if new.get("--split") == "random" and run.seed != other.seed:
+    if new.get("--split") == "random" and config["flags"]["seed"] != other["flags"]["seed"]:
         if new["--split_seed"] != old["--split_seed"]:
-            del new["data"]
+            new.pop("data", None)
         del new["--split_seed"]
-    return [f"{k} {old[k]} and {new[k]}" for k in old if k in new and old[k] != new[k]]
+    found = [f"{k} {old[k]} and {new[k]}" for k in old if k in new and old[k] != new[k]]
+    if all(starts):
+        of_starts = differences(*(start["config"] for start in starts), ignored)
+        found += [f"in the training of --init: {difference}" for difference in of_starts]
+    return found
 
 
 def check_comparable(runs: list[FinishedRun]) -> None:
@@ -291,7 +303,7 @@ def check_comparable(runs: list[FinishedRun]) -> None:
             (same[0], own),
             (same_network, set()),
         ):
-            if differing := differences(other, run, ignored):
+            if differing := differences(other.config, run.config, ignored):
                 raise ReportError(
                     f"{other.name} and {run.name} can't be compared: {'; '.join(differing)}"
                 )

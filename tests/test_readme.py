@@ -102,7 +102,7 @@ def test_documented_training_commands_are_understood(text):
 
 def test_training_commands_of_all_pages_are_understood():
     commands = arguments_of("train_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         parse_args(command)
 
@@ -151,7 +151,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_is_listed():
-    assert set(PAGES) == set(re.findall(r"^\| \[[\w ]+\]\((.*?)\)", ENGLISH, re.MULTILINE))
+    assert set(PAGES) == set(re.findall(r"^\| \[[\w -]+\]\((.*?)\)", ENGLISH, re.MULTILINE))
 
 
 @BOTH

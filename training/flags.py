@@ -14,6 +14,7 @@ from datasets.flags import (
 )
 from experiment import MODELS, PRESETS, RESNET50, configuration_name
 
+INIT = "init"  # what a record says of --backbone_weights if the run starts from --init
 # Defaults of --dropout_rate. SMART-IQA's is that of its code; HyperIQA has no dropout.
 DROPOUT, SMART_DROPOUT, HYPERIQA_DROPOUT = 0.3, 0.4, 0.0
 
@@ -23,7 +24,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     Exits with status 2 and one sentence on stderr for flags that cannot be used.
     """
-    parser = argparse.ArgumentParser(
+    return parsed(build_parser(argparse.ArgumentParser), with_negative_numbers(argv))
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    preset = parser.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESETS.get(preset, {}))
+    args = parser.parse_args(argv)
+    resolve_flags(parser, args)
+    return args
+
+
+def build_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """A parser of this kind with all flags of a run."""
+    parser = kind(
         description="Train and evaluate one configuration.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
@@ -89,6 +103,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="imagenet (the default), none (random), or a state dict of torchvision's ResNet-50 or "
         "of timm's backbone, .pth or .safetensors; for resnet50 also imagenet1k_v1, imagenet1k_v2; "
         "with BACKBONE= for that backbone only",
+    )
+    flag(
+        "--init",
+        metavar="FILE|NAME",
+        help="start from a trained checkpoint of the same configuration and backbone, instead of "
+        "ImageNet weights: fine-tuning (docs/fine-tuning.md)",
+    )
+    flag(
+        "--init_head",
+        choices=["mean", "keep"],
+        help="the last bias of a network of --init; mean: the mean score of the training images; "
+        "keep: that of the checkpoint (default: mean)",
     )
 
     group = parser.add_argument_group("data")
@@ -277,12 +303,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "time)",
     )
 
-    argv = with_negative_numbers(argv)
-    preset = parser.parse_known_args(argv)[0].preset
-    parser.set_defaults(**PRESETS.get(preset, {}))
-    args = parser.parse_args(argv)
-    resolve_flags(parser, args)
-    return args
+    return parser
 
 
 def weights_of(backbone: str, given: list[str]) -> str:
@@ -317,6 +338,12 @@ def resolve_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         args.attention = "scaled" if args.model == "resnet_improved" else "published"
     if args.backbone != RESNET50 and args.model != MODELS[0]:
         parser.error(f"--backbone {args.backbone}: --model {args.model} has its own backbone")
+    if args.init and args.backbone_weights:
+        parser.error("--init holds the backbone's weights: leave --backbone_weights out")
+    if args.init_head and not args.init:
+        parser.error("--init_head is for --init")
+    if args.init:
+        args.backbone_weights, args.init_head = [INIT], args.init_head or "mean"
     args.backbone_weights = weights_of(args.backbone, args.backbone_weights or [])
     if is_smart and args.backbone_weights == "imagenet1k_v1":  # torchvision's of ResNet-50
         args.backbone_weights = "imagenet"

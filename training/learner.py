@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from devices import compile_in_place
 from evaluation import build_model, multiply_adds
+from training.initial import Initial
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
     import numpy as np
@@ -54,17 +55,22 @@ def build_learner(
     steps: int,
     device: "torch.device",
     precision: str,
+    initial: Initial | None = None,
 ) -> Learner:
-    """The network, optimizer and schedule of the flags, with initial weights of --seed.
+    """The network, optimizer and schedule of the flags, with initial weights of --seed or --init.
 
-    initial_score: where scores start. steps: of all epochs. Raises WeightsError.
+    initial_score: where scores start. steps: of all epochs. Raises RunError for weights that can't
+    be used.
     """
     import torch
 
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = True  # the linear layers of the head stay float32
     torch.manual_seed(args.seed)
-    model = build_model(vars(args), initial_score)
+    flags = vars(args) | ({"backbone_weights": "none"} if initial else {})
+    model = build_model(flags, initial_score)
+    if initial:
+        initial.put_into(model, head=args.init_head, mean=initial_score)
     costs = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply_adds": multiply_adds(model, args.patch_size),

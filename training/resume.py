@@ -157,6 +157,7 @@ def check_same_run(old: dict, new: dict) -> None:
     old, new = (
         {f"--{k}": v for k, v in c["flags"].items() if k not in FREE_FLAGS}
         | {k: c[k] for k in ours}
+        | {"--init": (c.get("init") or {}).get("sha256")}
         for c in (old, new)
     )
     differing = [k for k in old | new if old.get(k) != new.get(k)]

@@ -12,6 +12,7 @@ from devices import choose_device, choose_precision, keep_freed_memory
 from errors import RunError
 from evaluation import contents_to_tensor, evaluation_plan
 from progress import Progress
+from training.initial import Initial, load_initial
 from training.learner import Learner, StepResults, build_learner
 from training.processes import Ranks, Stopping, check_batches, distributed
 from training.records import run_config
@@ -28,6 +29,7 @@ class Prepared(NamedTuple):
     train_images: np.ndarray  # rows of the label table
     crops: int  # per epoch
     steps: int  # per epoch
+    initial: Initial | None  # what --init names
     learner: Learner
 
 
@@ -50,14 +52,16 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Prepared:
         crops=crops,
         processes=ranks.count,
     )
+    initial = load_initial(args)
     learner = build_learner(
         args,
+        initial=initial,
         initial_score=float(table["mos"][train_images].mean()),
         steps=steps * args.epochs,
         device=device,
         precision=choose_precision(args.amp, device),
     )
-    return Prepared(labels, train_images, crops, steps, learner)
+    return Prepared(labels, train_images, crops, steps, initial, learner)
 
 
 class Run:
@@ -71,7 +75,8 @@ class Run:
     def __init__(self, args: argparse.Namespace, ranks: Ranks, files: RunFiles):
         """Raises DataError and RunError for data, weights and flags that can't be used."""
         self.args, self.ranks, self.files, self.stopping = args, ranks, files, Stopping()
-        labels, self.train_images, self.crops, self.steps, self.learner = prepare(args, ranks)
+        prepared = prepare(args, ranks)
+        labels, self.train_images, self.crops, self.steps, initial, self.learner = prepared
         device = self.learner.device
 
         import torch
@@ -84,6 +89,9 @@ class Run:
         evaluated_only = self.data.table["split"] == "test"
         self.trained_on = contents_to_tensor(self.data.table["content"][~evaluated_only])
         self.config = run_config(args, self.data, self.learner, ranks)
+        if initial:
+            self.trained_on = initial.all_trained_on(self.data.table)
+            self.config["init"] = initial.record
 
         self.epochs, self.evaluated = [], []
         self.results = StepResults(self.crops, self.steps, device)
