@@ -4,9 +4,9 @@
 
 BIQ2021's photographs have three origins. A network is trained on two of them (ss02, ss03), and then
 on 100 and on 400 images of the third (ss01): from that checkpoint, and from ImageNet weights. The
-learning rate of each of the four is the one with the highest validation SRCC with the first seed.
-Prints a row for each, of all seeds, and keeps the records of all runs in DIR/logs: what is there
-already is not trained again. About an hour on one CPU core.
+learning rate of each start is the one with the highest validation SRCC on 100 images with the first
+seed. Prints a row for each start and number of images, of all seeds, and keeps the records of all
+runs in DIR/logs: what is there already is not trained again. About an hour on one CPU core.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from training.records import best_epoch
 
 SEEDS = (42, 43, 44)
 RATES = (3e-5, 1e-4, 3e-4)
-CROPS = {100: 5, 400: 2}  # of each training image and epoch, by the number of images
+CROPS = {100: 6, 400: 2}  # of each training image and epoch, by the number of images
 SETTINGS = {
     "dataset": "csv",
     "csv_columns": ["image=Image Name", "score=MOS", "split=split"],
@@ -34,7 +34,6 @@ SETTINGS = {
     "test_patch_num": 2,
     "backbone": "tf_efficientnet_lite0",
     "use_multiscale": True,
-    "epochs": 3,
     "batch_size": 16,
 }
 
@@ -63,10 +62,10 @@ def write_tables(biq2021: Path, folder: Path) -> None:
 
 
 def run(out: Path, name: str, table: str, **flags) -> dict:
-    """The record of the epoch with the highest validation SRCC, of a run that may be there."""
+    """The epoch with the highest validation SRCC in the record of a run, which may be there."""
     record = out / "logs" / f"{name}.jsonl"
     lines = record.read_text().splitlines() if record.is_file() else []
-    if len(lines) <= SETTINGS["epochs"]:
+    if len(lines) <= flags["epochs"]:
         record.unlink(missing_ok=True)  # of a run that was interrupted
         train(
             **SETTINGS | flags,
@@ -77,24 +76,21 @@ def run(out: Path, name: str, table: str, **flags) -> dict:
     return best_epoch([json.loads(line) for line in lines[1:]], "val")
 
 
-def compare(out: Path, count: int, start: str, flags: dict) -> dict:
-    """A row of the table: the runs on `count` images that start as the flags say."""
+def tune(out: Path, count: int, start: str, seed: int, lr: float, flags: dict) -> dict:
+    """The chosen epoch of a run on `count` images, which starts as the flags say."""
+    name = f"{start}_{count}_lr{lr:g}_seed{seed}"
+    options = {"epochs": 2, "train_patch_num": CROPS[count], "seed": seed, "lr": lr}
+    return run(out, name, f"own_{count}", **flags, **options)
 
-    def one(seed: int, lr: float) -> dict:
-        name = f"{start}_{count}_lr{lr:g}_seed{seed}"
-        options = {"lr": lr, "seed": seed, "train_patch_num": CROPS[count]}
-        return run(out, name, f"own_{count}", **flags, **options)
 
-    by_rate = {lr: one(SEEDS[0], lr) for lr in RATES}
-    lr = max(RATES, key=lambda rate: by_rate[rate]["val_srcc"])
-    found = [by_rate[lr], *(one(seed, lr) for seed in SEEDS[1:])]
+def compare(out: Path, count: int, start: str, lr: float, flags: dict) -> dict:
+    """A row of the table: means and standard deviations over the seeds, and each test SRCC."""
+    found = [tune(out, count, start, seed, lr, flags) for seed in SEEDS]
     row = {"images": count, "start": start, "lr": f"{lr:g}"}
     for name in ("val_srcc", "test_srcc", "test_plcc"):
         values = np.array([record[name] for record in found])
         row[name] = f"{values.mean():.4f} +- {values.std(ddof=1):.4f}"
-    row["seeds"] = " ".join(f"{record['test_srcc']:.4f}" for record in found)
-    row["rates"] = " ".join(f"{lr:g}: {by_rate[lr]['val_srcc']:.4f}" for lr in RATES)
-    return row
+    return row | {"each": " ".join(f"{record['test_srcc']:.4f}" for record in found)}
 
 
 @command
@@ -107,11 +103,17 @@ def main() -> int:
     out = args.out
     write_tables(args.biq2021, out / "data")
     weights = {"backbone_weights": args.weights}
-    run(out, "pretrain", "pretrain", **weights, train_patch_num=1, lr=1e-4, save_model=True)
-
+    run(
+        out, "pretrain", "pretrain", **weights, epochs=3, train_patch_num=1, lr=1e-4,
+        save_model=True,
+    )  # fmt: skip
     trained = out / "tf_efficientnet_lite0_ms_noatt_last.pth"
-    starts = {"imagenet": weights, "init": {"init": trained}}
-    rows = [compare(out, count, start, starts[start]) for count in CROPS for start in starts]
+    rows = []
+    for start, flags in (("imagenet", weights), ("init", {"init": trained})):
+        by_rate = {lr: tune(out, 100, start, SEEDS[0], lr, flags)["val_srcc"] for lr in RATES}
+        lr = max(by_rate, key=by_rate.get)
+        print(f"{start}: validation SRCC by learning rate {by_rate}; {lr:g} is taken")
+        rows += [compare(out, count, start, lr, flags) for count in CROPS]
     print(pd.DataFrame(rows).to_string(index=False))
     return 0
 
