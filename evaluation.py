@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import data_loader as data
-from devices import autocast, choose_device, choose_precision, compile_in_place
+from devices import autocast, choose_device, choose_precision, compile_in_place, memory_format
 from errors import RunError
 from experiment import CONFIGURATIONS, PRESETS, RESNET50, configuration_name
 from metrics import agreement
@@ -239,7 +239,6 @@ def load_model(
     published: 'hyperiqa' for the file that HyperIQA's authors publish (koniq_pretrained.pkl), with
     their preprocessing. Loads with `weights_only`. Raises RunError for a file that is neither.
     """
-    import torch
 
     if published:
         from models_hyperiqa import load_hyperiqa
@@ -260,7 +259,8 @@ def load_model(
     put_weights(model, state, checkpoint)
     model.config, contents = state["config"], state.get("trained_on")
     model.trained_on = None if contents is None else {bytes(c).hex() for c in contents.numpy()}
-    return model.eval().to(choose_device(device), memory_format=torch.channels_last)
+    on = choose_device(device)
+    return model.eval().to(on, memory_format=memory_format(on))
 
 
 def put_weights(model: "nn.Module", checkpoint: dict, path: str | Path) -> None:

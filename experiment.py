@@ -139,7 +139,7 @@ CROSS_ANCHORS = {"spaq": 0.788, "kadid-10k": 0.468, "agiqa-3k": 0.640}
 FREE_FLAGS = {
     *("data_path", "store_dir", "store_device", "workers", "device", "amp", "compile"),
     *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name", "check"),
-    "init",
+    *("init", "tensorboard"),
 }
 
 # The published recipes, as defaults of flags: HyperIQA's (its paper, sec. 4.2; docs/neighbours.md

@@ -18,7 +18,6 @@ Python:
 import argparse
 import json
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -46,7 +45,7 @@ from datasets.images import decode
 from datasets.labels import DATASETS, check_folder
 from datasets.places import images_in
 from datasets.readers import CsvOptions, csv_options
-from devices import is_out_of_memory
+from devices import DEVICES, cores, is_out_of_memory
 from errors import RunError, first_line
 from evaluation import (
     crops_of_each,
@@ -163,11 +162,10 @@ def crop_batches(
         return {"crops": stacked, "flips": torch.zeros(len(crops), dtype=torch.bool)}
 
     crops = []
-    cores = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         waiting, upcoming = deque(), iter(paths)
         for i in range(len(paths)):
-            for ahead in islice(upcoming, 2 * cores + 1 - len(waiting)):
+            for ahead in islice(upcoming, 2 * cores() + 1 - len(waiting)):
                 waiting.append(pool.submit(decoded, ahead))
             image = waiting.popleft().result()
             if isinstance(image, str):
@@ -262,9 +260,9 @@ def parse_args() -> argparse.Namespace:
     add_store_dir(flag)
     flag(
         "--device",
-        choices=["auto", "cuda", "cpu"],
+        choices=DEVICES,
         default="auto",
-        help="auto: CUDA if available",
+        help="auto: CUDA if available; mps: Apple's GPU (untested)",
     )
     flag(
         "--amp",

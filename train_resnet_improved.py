@@ -46,6 +46,7 @@ from training.records import HEADER, best_epoch, closing_lines, epoch_row
 from training.resume import begin, choose_run_name, resume_command, save_state
 from training.run import Run, prepare
 from training.run_files import RunFiles
+from training.tensorboard import Board, check_tensorboard
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
     from torch import Tensor, nn
@@ -192,6 +193,7 @@ def save_or_stop(run: Run, *, may_save: bool = False) -> None:
 def learn(run: Run) -> None:
     """The epochs that are left: each is trained, evaluated, recorded, saved, and then shown."""
     files, first = run.files, len(run.epochs) + 1
+    board = Board(run.args.tensorboard if run.ranks.is_first else None, files.name, run.epochs)
     for epoch in range(first, run.args.epochs + 1):
         began, rates = time.monotonic(), run.rates()
         left = run.crops - len(run.earlier[0])
@@ -232,11 +234,15 @@ def learn(run: Run) -> None:
                 files.save_last(run.checkpoint())
                 if best_epoch(run.epochs, "test") is record:
                     files.save_best(run.checkpoint())
+                run.write_cards(ended=False)
             if epoch == first:
                 print(HEADER)
             print(epoch_row(record), flush=True)
+            board.show(record)
+    board.close()
     if run.ranks.is_first:
         if files.saves:
+            run.write_cards(ended=True)
             files.state_before.unlink(missing_ok=True)
         print(closing_lines(run.epochs), flush=True)
 
@@ -318,6 +324,8 @@ def check_places(args: argparse.Namespace) -> None:
     check_folder(args.dataset, args.data_path)
     for flag in ("store_dir", "log_dir", *(["checkpoint_dir"] if args.save_model else [])):
         check_folder_for(f"--{flag}", getattr(args, flag))
+    if args.tensorboard:
+        check_tensorboard(args.tensorboard)
 
 
 # The command ------------------------------------------------------------------------------------

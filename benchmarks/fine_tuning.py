@@ -95,7 +95,7 @@ def compare(out: Path, count: int, start: str, lr: float, flags: dict) -> dict:
 
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Compare --init with ImageNet weights.")
     parser.add_argument("biq2021", type=Path, help="folder of BIQ2021")
     parser.add_argument("weights", help="timm's ImageNet weights of tf_efficientnet_lite0")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and runs")

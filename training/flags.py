@@ -12,6 +12,7 @@ from datasets.flags import (
     resolve_data_flags,
     with_negative_numbers,
 )
+from devices import DEVICES
 from experiment import MODELS, PRESETS, RESNET50, configuration_name
 
 INIT = "init"  # what a record says of --backbone_weights if the run starts from --init
@@ -243,9 +244,9 @@ def build_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser
     flag = group.add_argument
     flag(
         "--device",
-        choices=["auto", "cuda", "cpu"],
+        choices=DEVICES,
         default="auto",
-        help="auto: CUDA if available",
+        help="auto: CUDA if available; mps: Apple's GPU, in float32 (untested)",
     )
     flag(
         "--amp",
@@ -295,6 +296,11 @@ def build_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser
     )
     flag(
         "--log_dir", default="logs", metavar="DIR", help="folder for record, predictions and state"
+    )
+    flag(
+        "--tensorboard",
+        metavar="DIR",
+        help="write the figures of each epoch for TensorBoard as well, into DIR/RUN_NAME",
     )
     flag(
         "--run_name",

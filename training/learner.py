@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devices import compile_in_place
+from devices import compile_in_place, memory_format
 from evaluation import build_model, multiply_adds
 from training.initial import Initial
 
@@ -77,7 +77,7 @@ def build_learner(
         "rates": getattr(model, "rates", {}),
         "normalisation": [*map(list, model.backbone.normalisation)],  # as JSON gives it back
     }
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=memory_format(device))
     if args.compile:
         compile_in_place(model, device)
     optimizer, scheduler = build_optimizer(args, model, steps)

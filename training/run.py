@@ -14,8 +14,9 @@ from evaluation import contents_to_tensor, evaluation_plan
 from progress import Progress
 from training.initial import Initial, load_initial
 from training.learner import Learner, StepResults, build_learner
+from training.model_card import write_card
 from training.processes import Ranks, Stopping, check_batches, distributed
-from training.records import run_config
+from training.records import best_epoch, run_config
 from training.run_files import RunFiles
 
 if TYPE_CHECKING:
@@ -120,6 +121,25 @@ class Run:
             "epochs": self.epochs,
             "trained_on": self.trained_on,
         }
+
+    def write_cards(self, *, ended: bool) -> None:
+        """The model cards of the checkpoints that are there."""
+        best = best_epoch(self.epochs, "test")
+        cards = [(self.files.last, len(self.epochs), "the last one, not chosen")]
+        if best:
+            optimistic = "chosen by the SRCC on the test images themselves, which is optimistic"
+            cards.append((self.files.best, best["epoch"], optimistic))
+        for checkpoint, count, chosen in cards:
+            if checkpoint.exists():
+                write_card(
+                    checkpoint,
+                    self.config,
+                    self.epochs[:count],
+                    self.evaluated[count - 1][0],
+                    self.test_table,
+                    chosen=chosen,
+                    ended=ended,
+                )
 
     def rates(self) -> list[float]:
         """Learning rates of backbone and new layers at the beginning of the next epoch."""
