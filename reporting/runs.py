@@ -16,6 +16,7 @@ from errors import ReportError, first_line
 from experiment import (
     CONFIGURATIONS,
     FREE_FLAGS,
+    LATER_RECIPE,
     MODELS,
     NEIGHBOURS,
     RESNET50,
@@ -262,7 +263,7 @@ def differences(config: dict, other: dict, ignored: set[str]) -> list[str]:
     old, new = (
         {
             f"--{k}": Path(v).name if k == "backbone_weights" else v
-            for k, v in c["flags"].items()
+            for k, v in (LATER_RECIPE | c["flags"]).items()
             if k not in every
         }
         | {k: c[name] for k, name in COMPARED.items() if name in c}

@@ -42,6 +42,9 @@ def write_card(
     """
     flags, images = config["flags"], config["images"]
     row = CONFIGURATIONS[config["model"]]
+    crops = f"the mean of {flags['test_patch_num']} crops of {flags['patch_size']} pixels"
+    if flags["test_crop"] == "full":
+        crops = "whole images"
     lines = dict(line.split(maxsplit=1) for line in describe(config).splitlines())
     demo = " **It is the synthetic data set of the demo: not for any real use.**"
     weights = Path(flags["backbone_weights"]).name
@@ -81,8 +84,8 @@ For research on image quality, and to sort photographs that are like those of th
 python3 predict_resnet_improved.py --checkpoint {checkpoint.name} photos/
 ```
 
-Images are resized to {flags["resize"][0]} x {flags["resize"][1]} (height x width); a score is the
-mean of crops of {flags["patch_size"]} pixels. The checkpoint knows its preprocessing.
+Images are resized to {flags["resize"][0]} x {flags["resize"][1]} (height x width); the figures
+above are of {crops}. The checkpoint knows its preprocessing.
 
 ## Limits
 
