@@ -2,12 +2,14 @@
 
     python3 report_resnet_ablation.py logs/resnet_ablation_20260102_030405
     python3 report_resnet_ablation.py LOG_DIR LOG_DIR... --output report
+    python3 report_resnet_ablation.py LOG_DIR --watch
 
 reads the record and the predictions of each run, recomputes every figure, prints table.txt and the
 verdict, and writes table.txt, report.md, report.html (one file, figures inside), table.tex,
 paragraph.tex, results.json and figures/ (PNG and PDF) into the (first) folder. With runs on several
 backbones, this is written into a folder for each, and above them a summary over backbones. It needs
-no GPU and no torch; about half a minute.
+no GPU and no torch; about half a minute. --watch writes progress.html instead, again and again,
+while the runs train.
 
 Exit status: 0, with a note on stderr for everything that does not add up; 1 if there is no finished
 run, if runs cannot be compared, or if one has a configuration that experiment.py does not have.
@@ -21,9 +23,12 @@ import resampling
 from console import command
 from errors import ReportError
 from files import check_folder_for, write_atomically
-from reporting import backbones
+from reporting import backbones, scatter
 from reporting.backbones import Backbones
 from reporting.figures import draw_backbones, draw_figures, prepare, save
+from reporting.page import Exhibits, webpage
+from reporting.photographs import collect
+from reporting.progress_page import watch
 from reporting.render import (
     backbones_json,
     backbones_latex,
@@ -31,7 +36,6 @@ from reporting.render import (
     markdown,
     plain_table,
     results_json,
-    webpage,
 )
 from reporting.runs import Runs, check_comparable, read_runs
 from reporting.statistics import Statistics
@@ -56,10 +60,21 @@ def main() -> int:
         metavar="BACKBONE",
         help="show this backbone, but leave it out of the summary over backbones (repeatable)",
     )
+    parser.add_argument(
+        "--watch",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PID",
+        help="no report: keep progress.html up to date while the runs train, until all have ended "
+        "or the process PID has",
+    )
     args = parser.parse_args()
     if args.resamples < 400:  # with 100 no p could be significant after Holm's correction
         parser.error("--resamples: at least 400")
     output = args.output or args.folders[0]
+    if args.watch is not None:
+        return watch(args.folders, output, args.watch)
     try:
         runs = read_runs(args.folders)
         for folder in (output, output / "figures"):
@@ -90,18 +105,20 @@ def main() -> int:
 
 
 def report_backbone(
-    runs: Runs, args: argparse.Namespace, output: Path
+    runs: Runs, args: argparse.Namespace, output: Path, above: str = ""
 ) -> tuple[Statistics, ResultTable, Verdict]:
-    """Write the report of one backbone."""
+    """Write the report of one backbone; above: the address of the page over all backbones."""
     output.mkdir(parents=True, exist_ok=True)
     statistics = Statistics(runs.finished, resamples=args.resamples, seed=args.seed)
     figures = draw_figures(statistics, output / "figures", args.data_path)
     report = write_report(statistics, runs, figures)
+    album = collect(statistics, args.data_path)
+    exhibits = Exhibits(album, scatter.draw(statistics, album))
     table = result_table(statistics, runs)
     for name, text in (
         ("table.txt", plain_table(table, report.verdict)),
         ("report.md", markdown(report)),
-        ("report.html", webpage(report, output / "figures")),
+        ("report.html", webpage(report, exhibits, above=above)),
         ("table.tex", latex("table.tex", statistics, runs)),
         ("paragraph.tex", latex("paragraph.tex", statistics, runs)),
         ("results.json", results_json(statistics, runs.problems)),
@@ -120,7 +137,9 @@ def report_backbones(
     each, tables = {}, {}
     for name, part in parts.items():
         if part.finished:
-            each[name], tables[name], _ = report_backbone(part, args, output / name)
+            each[name], tables[name], _ = report_backbone(
+                part, args, output / name, "../report.html"
+            )
         else:
             tables[name] = result_table(None, part)
     found = Backbones(each, args.leave_out)
@@ -131,7 +150,7 @@ def report_backbones(
     for name, text in (
         ("table.txt", plain_table(table, report.verdict)),
         ("report.md", markdown(report)),
-        ("report.html", webpage(report, output / "figures")),
+        ("report.html", webpage(report)),
         ("backbones.tex", backbones_latex(found)),
         ("results.json", backbones_json(found, runs.problems)),
     ):

@@ -1,5 +1,6 @@
 """The report's figures, as PNG and PDF."""
 
+import io
 import itertools
 import math
 from pathlib import Path
@@ -24,6 +25,7 @@ COLUMN = 3.5  # inches: the column of a journal; a page is twice as wide
 class Figure(NamedTuple):
     stem: str  # of its files in figures/; empty if there is none
     caption: str  # or the reason why there is none
+    svg: str = ""  # for report.html; empty if it shows photographs or thousands of points
 
 
 def draw_figures(s: Statistics, folder: Path, data_path: str | None) -> list[Figure]:
@@ -31,9 +33,11 @@ def draw_figures(s: Statistics, folder: Path, data_path: str | None) -> list[Fig
     prepare(folder)
     photographs = Path(data_path or s.runs[0].config["flags"]["data_path"])
     figures = []
-    for draw in (draw_curves, draw_scatter, draw_forest, draw_stage_weights, draw_costs):
+    for draw in (draw_configurations, draw_curves, draw_forest, draw_stage_weights, draw_costs):
         figures.append(save(*draw(s), folder / draw.__name__.removeprefix("draw_")))
-    figures.append(save(*draw_contact_sheet(s, photographs), folder / "contact_sheet"))
+    figures.append(save(*draw_scatter(s), folder / "scatter", vectors=False))
+    sheet = draw_contact_sheet(s, photographs)
+    figures.append(save(*sheet, folder / "contact_sheet", vectors=False))
     return figures
 
 
@@ -56,12 +60,15 @@ def prepare(folder: Path) -> None:
             "axes.spines.right": False,
             "savefig.dpi": 300,
             "pdf.fonttype": 42,
+            "svg.fonttype": "none",
         }
     )
 
 
-def save(canvas: "Canvas | None", caption: str, path: Path) -> Figure:
-    """Write and close a drawn figure as path.png and path.pdf."""
+def save(
+    canvas: "Canvas | None", caption: str, path: Path, *, vectors: bool = True
+) -> Figure:
+    """Write and close a drawn figure as path.png and path.pdf; vectors: with its SVG as well."""
     import matplotlib.pyplot as plt
 
     if canvas is None:
@@ -69,8 +76,34 @@ def save(canvas: "Canvas | None", caption: str, path: Path) -> Figure:
     for suffix in ("png", "pdf"):
         with replacing(path.with_suffix(f".{suffix}")) as file:
             canvas.savefig(file, format=suffix)
+    svg = io.StringIO()
+    if vectors:
+        plt.rcParams["svg.hashsalt"] = path.name  # the same names of its parts each time
+        canvas.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     plt.close(canvas)
-    return Figure(path.name, caption)
+    return Figure(path.name, caption, svg.getvalue())
+
+
+def draw_configurations(s: Statistics) -> tuple["Canvas", str]:
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.36 * len(s.models)))
+    models = s.models[::-1]
+    for y, model in enumerate(models):
+        row, found = CONFIGURATIONS[model], s.configurations[model]
+        _, low, high, *_ = found["srcc_interval"]
+        if math.isfinite(low + high):
+            axes.plot([low, high], [y, y], color=row.colour, linewidth=1.5)
+        axes.plot(found["srcc"], y, row.marker, color=row.colour, markersize=4.5)
+        each = found["selections"][s.selection]
+        if len(each) > 1:
+            axes.plot(each, [y - 0.26] * len(each), "|", color="0.4", markersize=5)
+    axes.set(yticks=range(len(models)), yticklabels=[CONFIGURATIONS[m].title for m in models])
+    axes.set(xlabel="SRCC, test images", ylim=(-0.6, len(models) - 0.4))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    several = "; ticks: single seeds." if len(s.seeds) > 1 else ", one seed."
+    return figure, f"Test SRCC ({s.selection}) with 95% intervals{several}"
 
 
 def draw_curves(s: Statistics) -> tuple["Canvas", str]:
