@@ -17,6 +17,7 @@ from reporting.statistics import Statistics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+    from reporting.analysis import Analysis
     from reporting.backbones import Backbones
 
 COLUMN = 3.5  # inches: the column of a journal; a page is twice as wide
@@ -177,15 +178,36 @@ def draw_scatter(s: Statistics) -> tuple["Canvas", str]:
 
 
 def draw_forest(s: Statistics) -> tuple["Canvas | None", str]:
+    if not s.comparisons:
+        return None, "No forest plot: there are no two configurations to compare."
+    published = s.analysis.published_comparisons
+    figure = forest(s.comparisons, published)
+    return figure, (
+        f"Paired differences in test SRCC ({s.selection}) with 95% intervals"
+        + ("; ticks: single seeds." if len(s.comparisons[0]["each"]) > 1 else ", one seed.")
+        + (" Below the line: differences to published models." if published else "")
+    )
+
+
+def draw_differences(a: "Analysis") -> tuple["Canvas | None", str]:
+    """A forest plot of published models alone."""
+    if not a.published_comparisons:
+        return None, "No forest plot: there are no two models to compare."
+    figure = forest(a.published_comparisons, [])
+    return figure, "Paired differences in SRCC with 95% intervals over the images."
+
+
+def forest(comparisons: list[dict], published: list[dict]) -> "Canvas":
+    """Differences with their intervals, those with published models below a line."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    if not s.comparisons:
-        return None, "No forest plot: there are no two configurations to compare."
-    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.36 * len(s.comparisons)))
-    for y, comparison in enumerate(reversed(s.comparisons)):
+    rows = [*comparisons, *published][::-1]
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.36 * len(rows)))
+    for y, comparison in enumerate(rows):
         value, low, high, *_ = comparison["difference"]
-        colour = CONFIGURATIONS[comparison["model"]].colour
+        row = CONFIGURATIONS.get(comparison["model"])
+        colour = row.colour if row else "#0072B2"
         if math.isfinite(low + high):
             axes.plot([low, high], [y, y], color=colour, linewidth=1.5)
         axes.plot(value, y, "o", color=colour, markersize=4)
@@ -193,14 +215,13 @@ def draw_forest(s: Statistics) -> tuple["Canvas | None", str]:
             each = comparison["each"]
             axes.plot(each, [y - 0.22] * len(each), "|", color="0.4", markersize=5)
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    labels = [c["label"] for c in reversed(s.comparisons)]
+    if comparisons and published:
+        axes.axhline(len(published) - 0.5, color="0.8", linewidth=0.6)
+    labels = [c["label"] for c in rows]
     axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="difference in SRCC")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.set_ylim(-0.6, len(labels) - 0.4)
-    return figure, (
-        f"Paired differences in test SRCC ({s.selection}) with 95% intervals"
-        + ("; ticks: single seeds." if len(s.comparisons[0]["each"]) > 1 else ", one seed.")
-    )
+    return figure
 
 
 def draw_backbones(b: "Backbones") -> tuple["Canvas | None", str]:

@@ -51,7 +51,7 @@ def blocks(report: Report, question: str) -> list[Section] | None:
     """The sections that answer a question and show something here; None if there are none."""
     return [
         section
-        for section in report.sections
+        for section in sorted(report.sections, key=lambda section: section.aside)
         if section.question == question
         and (section.rows or section.paragraphs or any(f.svg for f in section.figures))
     ] or None

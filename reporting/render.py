@@ -191,8 +191,8 @@ def backbones_json(b: Backbones, problems: list[str]) -> str:
     return json.dumps(plain(content), indent=1) + "\n"
 
 
-def results_json(s: Statistics, problems: list[str]) -> str:
-    """All figures for programs; NaN is null."""
+def results_json(s: Statistics, problems: list[str], cross: dict | None = None) -> str:
+    """All figures for programs; NaN is null. cross: those of tests on other data sets."""
     content = {
         "dataset": s.runs[0].config["flags"]["dataset"],
         "backbone": s.backbone,
@@ -208,6 +208,8 @@ def results_json(s: Statistics, problems: list[str]) -> str:
         "comparisons": s.comparisons,
         "seed_variance": {name: pool and pool._asdict() for name, pool in s.pools.items()},
         "interaction": s.interaction,
+        **s.analysis.figures(),
+        "cross_data_sets": cross,
         "problems": problems,
         "bootstrap": s.options,
         "runs": [{"name": r.name, **r.config} for r in s.runs],

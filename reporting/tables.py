@@ -88,6 +88,7 @@ def result_table(s: Statistics | None, runs: Runs) -> ResultTable:
         cells += change_cells(s, name, baseline, reasons)
         cells += [srcc_cell(s, name, selection, reasons) for selection in others]
         rows.append(Row(title + of_seeds(s, len(s.of_model[name])), cells))
+    rows += [published_row(s, name, baseline, len(others)) for name in s.published]
     if baseline is None:
         reasons.append("No differences: there is no finished baseline.")
     notes = [*dict.fromkeys(reasons), *table_notes(s, runs)]
@@ -170,6 +171,14 @@ def change_cells(
     return decimal(difference, 4, True), decimal(100 * gain, 2, True)
 
 
+def published_row(s: Statistics, name: str, baseline: str | None, others: int) -> Row:
+    """A model of --predictions: no epoch was selected here, so other selections are '-'."""
+    found = s.analysis.published[name]
+    change, gain = s.change(name, baseline) if baseline else (math.nan, math.nan)
+    cells = [decimal(found["srcc"]), decimal(found["plcc"]), decimal(change, 4, True)]
+    return Row(name, [*cells, decimal(100 * gain, 2, True), *["-"] * others])
+
+
 def ablation_title(models: list[str]) -> str:
     networks = {CONFIGURATIONS[m].flags["model"] for m in models}
     if networks == {"hyperiqa"}:
@@ -242,6 +251,8 @@ def table_notes(s: Statistics, runs: Runs) -> list[str]:
         )
     elif config["flags"]["dataset"] != "koniq-10k" or not is_published(config):
         notes.append(f"These runs are on {data_set(s)}: do not compare them with those figures.")
+    if s.published:
+        notes.append(f"Scores of --predictions, as they were given: {', '.join(s.published)}.")
     notes += collapses(s)
     for run in runs.unknown:
         notes.append(f"Not in this table: {run.name} ({run.model} is not in experiment.py).")

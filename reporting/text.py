@@ -49,11 +49,12 @@ CONTROLS = {
 # What a reader asks: the sections of report.html, in this order.
 HOW_GOOD = "How good is each model?"
 WHICH_DIFFERENCE = "Which difference is real?"
+ELSEWHERE = "Does it hold on other data sets?"
 ATTENDS = "Does the attention attend?"
 WHICH_IMAGES = "On which images?"
 COST = "What does it cost?"
 SOURCES = "Where do these numbers come from?"
-QUESTIONS = (HOW_GOOD, WHICH_DIFFERENCE, ATTENDS, WHICH_IMAGES, COST, SOURCES)
+QUESTIONS = (HOW_GOOD, WHICH_DIFFERENCE, ELSEWHERE, ATTENDS, WHICH_IMAGES, COST, SOURCES)
 
 
 @dataclass
@@ -61,7 +62,8 @@ class Section:
     """A heading, then a table if there are rows, paragraphs, and figures.
 
     question: the one of QUESTIONS under which it stands in report.html. notes: paragraphs that
-    explain how to read it, which the page shows after a click.
+    explain how to read it, which the page shows after a click. aside: the page shows all of it
+    after a click.
     """
 
     heading: str
@@ -71,6 +73,7 @@ class Section:
     figures: list[Figure] = field(default_factory=list)
     question: str = HOW_GOOD
     notes: list[str] = field(default_factory=list)
+    aside: bool = False
 
 
 @dataclass
@@ -97,7 +100,10 @@ class Report:
     lead: Figure | None = None
 
 
-def write_report(s: Statistics, runs: Runs, figures: list[Figure]) -> Report:
+def write_report(
+    s: Statistics, runs: Runs, figures: list[Figure], further: list[Section] | None = None
+) -> Report:
+    """The report, with further sections, each with those that answer the same question."""
     sections = [
         configurations(s, runs),
         selections(s),
@@ -114,7 +120,10 @@ def write_report(s: Statistics, runs: Runs, figures: list[Figure]) -> Report:
     sections = [part for part in sections if part.rows or part.paragraphs or part.figures]
     missing = [figure.caption for figure in figures if not figure.stem]
     if missing:
-        sections.insert(-1, Section("Figures that are missing", [], [], missing, question=SOURCES))
+        heading = "Figures that are missing"
+        sections.append(Section(heading, paragraphs=missing, question=SOURCES))
+    sections = [*sections, *(further or [])]
+    sections.sort(key=lambda section: QUESTIONS.index(section.question))
     lead = drawn.get("forest") or drawn.get("configurations")
     return Report(title(s), answer(s, runs), verdict(s, runs), runs.problems, sections, lead)
 

@@ -155,7 +155,7 @@ def test_several_rows_of_an_image_are_averaged_if_that_is_asked_for(folder):
     assert table["mos_sd"].tolist() == pytest.approx(
         [25 * np.std([1, 2, 4], ddof=1), np.nan, np.nan], nan_ok=True
     )
-    assert list(table["ratings"]) == [3, 1, 1]
+    assert list(table["votes"]) == [3, 1, 1]
     with pytest.raises(DataError, match=r"rows of one image name several groups: 0000\.png"):
         table_of(folder, text.replace("2,a", "2,b"), *flags, "--average_ratings")
 
