@@ -235,6 +235,7 @@ begin_page() { # keep progress.html up to date until this script ends, whatever 
   say "progress: $log_dir/progress.html"
 }
 
+# shellcheck disable=SC2317 # called by a trap
 end_page() { # it is written once more; what takes longer than five seconds is ended
   local tenth
   kill -TERM "$page" 2>/dev/null || return 0

@@ -76,7 +76,7 @@ class Plot:
 def watch(folders: list[Path], output: Path, until: int = 0) -> int:
     """Write the page again and again: until all runs have ended, or the process `until` has.
 
-    A signal ends it as well. Whatever fails is said once, on stderr, and tried again.
+    A signal ends it as well. What fails is said once, on stderr, and tried again.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -97,7 +97,9 @@ def watch(folders: list[Path], output: Path, until: int = 0) -> int:
             said = True
         if last:
             return 0
-        ended.wait(SECONDS)
+        for _ in range(5):
+            if ended.wait(SECONDS / 5) or (until > 0 and not alive(until)):
+                break
 
 
 def alive(process: int) -> bool:
@@ -129,13 +131,18 @@ def look_at(folder: Path, name: str) -> RunSeen:
     if not signs:
         return run
     run.sign = max(signs)
-    if files[0].is_file():
-        config, *run.records = map(json.loads, files[0].read_text(encoding="utf-8").splitlines())
-        run.model, run.backbone = config["model"], backbone_of(config["flags"])
-        run.epochs = config["flags"]["epochs"]
-        run.began = files[0].stat().st_mtime  # of the epoch under way
     tail = end_of(log)
     run.line = tail[-1] if tail else ""
+    try:
+        lines = files[0].read_text(encoding="utf-8").splitlines() if files[0].is_file() else []
+        config, *records = map(json.loads, lines or ["null"])
+        if config:
+            run.model, run.backbone = config["model"], backbone_of(config["flags"])
+            run.epochs, run.records = config["flags"]["epochs"], records
+            run.began = files[0].stat().st_mtime  # of the epoch under way
+    except (ValueError, KeyError, TypeError):
+        run.state, run.line = "failed", f"{files[0]} is no record"
+        return run
     if run.epochs and run.done >= run.epochs:
         run.state = "finished"
     elif any(re.match(r"error: |Traceback |\w+Error\b", line) for line in tail[-3:]):
