@@ -32,6 +32,7 @@ from reporting.backbones import Backbones
 from reporting.cross_data_sets import CrossDataSets
 from reporting.figures import draw_backbones, draw_figures, prepare, save
 from reporting.page import Exhibits, webpage
+from reporting.parts import Verdict
 from reporting.photographs import collect
 from reporting.predictions import read_predictions
 from reporting.progress_page import watch
@@ -46,7 +47,7 @@ from reporting.render import (
 from reporting.runs import Runs, check_comparable, read_runs
 from reporting.statistics import Statistics
 from reporting.tables import ResultTable, result_table
-from reporting.text import Verdict, write_report
+from reporting.text import write_report
 
 
 @command

@@ -9,12 +9,19 @@ from errors import DataError, ReportError
 from reporting import analysis_text
 from reporting.analysis import Analysis
 from reporting.answer import Answer
-from reporting.figures import draw_differences, prepare, save
+from reporting.figures import (
+    draw_differences,
+    draw_models,
+    draw_thirds,
+    prepare,
+    published_models,
+    save,
+)
 from reporting.formats import decimal, digits_of
+from reporting.parts import BESIDE, SOURCES, Report, Section, Verdict, place
 from reporting.predictions import Predictions, scores_for
 from reporting.render import plain
 from reporting.scores import Scores, Truth
-from reporting.text import SOURCES, Report, Section, Verdict
 from reporting.votes import as_votes, labels_of
 
 
@@ -64,7 +71,12 @@ def write_report(
 ) -> Report:
     """The report, whose figure is drawn into the folder."""
     prepare(folder)
-    drawn = save(*draw_differences(a), folder / "forest")
+    caption = "SRCC with 95% intervals over the images."
+    drawn = [
+        save(*draw_differences(a), folder / "forest"),
+        save(draw_models(published_models(a)), caption, folder / "models"),
+        save(*draw_thirds(a), folder / "thirds"),
+    ]
     options = a.scores.options
     files = Section(
         "Provenance",
@@ -83,16 +95,18 @@ def write_report(
         f"(--split {labels.split}{known})."
     )
     sections = [*analysis_text.sections(a), files]
-    for section in sections:
-        if section.heading == analysis_text.DIFFERENCES and drawn.stem:
-            section.figures = [drawn]
+    beside = {
+        analysis_text.PUBLISHED: ("models",),
+        analysis_text.DIFFERENCES: ("forest",),
+    }
+    place(drawn, sections, BESIDE | beside)
     return Report(
         title="How good are these published models?",
         answer=answer(a, sentence),
         verdict=Verdict(sentence, []),
         problems=[],
         sections=sections,
-        lead=drawn if drawn.stem else None,
+        lead=drawn[1],
     )
 
 

@@ -3,10 +3,11 @@
 from reporting.analysis import Analysis
 from reporting.formats import at_most, bounds, decimal, digits_of, p_value
 from reporting.krasula import BOUND
-from reporting.text import WHICH_DIFFERENCE, WHICH_IMAGES, Section
+from reporting.parts import WHICH_DIFFERENCE, WHICH_IMAGES, Section
 from reporting.thirds import THIRDS
 from resampling import Interval
 
+PUBLISHED = "Published models on the same test images"
 DIFFERENCES = "Paired differences in SRCC to published models"
 
 
@@ -46,8 +47,7 @@ def published(a: Analysis) -> Section | None:
         "among their training images, is not known here."
     )
     header = ["", "SRCC", "95%", "PLCC raw", "95%", "PLCC fitted", "KRCC"]
-    heading = "Published models on the same test images"
-    return Section(heading, header, rows, undefined, notes=[text])
+    return Section(PUBLISHED, header, rows, undefined, notes=[text])
 
 
 def published_differences(a: Analysis) -> Section | None:

@@ -30,10 +30,10 @@ from reporting.formats import (
     percent,
     with_spread,
 )
+from reporting.parts import Report, Section, Verdict
 from reporting.runs import Runs, continued
 from reporting.statistics import Combine, Statistics, difference, relative
 from reporting.tables import ResultTable, Row, table_head, weights_of
-from reporting.text import Report, Section, Verdict
 from resampling import Interval
 
 UNASSESSED = "generality is not assessed"

@@ -11,8 +11,8 @@ import resampling
 from errors import ReportError, first_line
 from experiment import COMPARISONS, CONFIGURATIONS, CROSS_ANCHORS, RESNET50
 from reporting.formats import bounds, decimal, p_value
+from reporting.parts import ELSEWHERE, Section
 from reporting.scores import Scores, Truth, difference
-from reporting.text import ELSEWHERE, Section
 from resampling import Interval
 
 if TYPE_CHECKING:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from reporting.analysis import Analysis
     from reporting.backbones import Backbones
+    from resampling import Interval
 
+OTHER_COLOURS = ("#56B4E9", "#CC79A7", "#009E73", "#E69F00", "#0072B2", "#D55E00")  # published
 COLUMN = 3.5  # inches: the column of a journal; a page is twice as wide
 
 
@@ -36,6 +38,7 @@ def draw_figures(s: Statistics, folder: Path, data_path: str | None) -> list[Fig
     figures = []
     for draw in (draw_configurations, draw_curves, draw_forest, draw_stage_weights, draw_costs):
         figures.append(save(*draw(s), folder / draw.__name__.removeprefix("draw_")))
+    figures.append(save(*draw_thirds(s.analysis), folder / "thirds"))
     figures.append(save(*draw_scatter(s), folder / "scatter", vectors=False))
     sheet = draw_contact_sheet(s, photographs)
     figures.append(save(*sheet, folder / "contact_sheet", vectors=False))
@@ -85,26 +88,87 @@ def save(
     return Figure(path.name, caption, svg.getvalue())
 
 
+class Drawn(NamedTuple):
+    """A model in a figure."""
+
+    title: str
+    colour: str
+    marker: str
+    value: float  # its SRCC
+    interval: "Interval"
+    each: list[float]  # of its seeds; empty for a published model
+
+
+def drawn_models(s: Statistics) -> list[Drawn]:
+    """Those of the runs, then those of --predictions."""
+    own = []
+    for model, found in s.configurations.items():
+        row, each = CONFIGURATIONS[model], found["selections"][s.selection]
+        own.append(
+            Drawn(row.title, row.colour, row.marker, found["srcc"], found["srcc_interval"], each)
+        )
+    return own + published_models(s.analysis)
+
+
+def published_models(a: "Analysis") -> list[Drawn]:
+    return [
+        Drawn(name, colour_of(name, a), "D", found["srcc"], found["srcc_interval"], [])
+        for name, found in a.published.items()
+    ]
+
+
+def colour_of(name: str, a: "Analysis") -> str:
+    """Of a published model, in every figure."""
+    return OTHER_COLOURS[[*a.published].index(name) % len(OTHER_COLOURS)]
+
+
 def draw_configurations(s: Statistics) -> tuple["Canvas", str]:
+    several = "; ticks: single seeds." if len(s.seeds) > 1 else ", one seed."
+    caption = f"Test SRCC ({s.selection}) with 95% intervals{several}"
+    return draw_models(drawn_models(s)), caption
+
+
+def draw_models(models: list[Drawn]) -> "Canvas":
+    """SRCC with its interval, a line for each model."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.36 * len(s.models)))
-    models = s.models[::-1]
-    for y, model in enumerate(models):
-        row, found = CONFIGURATIONS[model], s.configurations[model]
-        _, low, high, *_ = found["srcc_interval"]
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.36 * len(models)))
+    for y, model in enumerate(models[::-1]):
+        low, high = model.interval.low, model.interval.high
         if math.isfinite(low + high):
-            axes.plot([low, high], [y, y], color=row.colour, linewidth=1.5)
-        axes.plot(found["srcc"], y, row.marker, color=row.colour, markersize=4.5)
-        each = found["selections"][s.selection]
-        if len(each) > 1:
-            axes.plot(each, [y - 0.26] * len(each), "|", color="0.4", markersize=5)
-    axes.set(yticks=range(len(models)), yticklabels=[CONFIGURATIONS[m].title for m in models])
+            axes.plot([low, high], [y, y], color=model.colour, linewidth=1.5)
+        axes.plot(model.value, y, model.marker, color=model.colour, markersize=4.5)
+        if len(model.each) > 1:
+            axes.plot(model.each, [y - 0.26] * len(model.each), "|", color="0.4", markersize=5)
+    axes.set(yticks=range(len(models)), yticklabels=[model.title for model in models[::-1]])
     axes.set(xlabel="SRCC, test images", ylim=(-0.6, len(models) - 0.4))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    several = "; ticks: single seeds." if len(s.seeds) > 1 else ", one seed."
-    return figure, f"Test SRCC ({s.selection}) with 95% intervals{several}"
+    return figure
+
+
+def draw_thirds(a: "Analysis") -> tuple["Canvas | None", str]:
+    """SRCC of each model within each third of the test images by MOS."""
+    import matplotlib.pyplot as plt
+
+    if "srcc_low" not in a.measures:
+        return None, "No figure of thirds: there are too few test images."
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.6))
+    step = 0.6 / max(1, len(a.models) - 1)
+    for i, model in enumerate(a.models):
+        row = CONFIGURATIONS.get(model)
+        found = [a.measures[f"srcc_{third}"][model] for third in ("low", "middle", "high")]
+        values = np.array([x.value for x in found])
+        bars = np.array([[x.value - x.low for x in found], [x.high - x.value for x in found]])
+        axes.errorbar(
+            np.arange(3) + i * step - 0.3 * (len(a.models) > 1), values, bars, linestyle="",
+            color=row.colour if row else colour_of(model, a), marker=row.marker if row else "D",
+            markersize=4, linewidth=1, capsize=2, label=a.titles[model],
+        )  # fmt: skip
+    axes.set(xticks=range(3), xticklabels=["lowest third", "middle third", "highest third"])
+    axes.set(xlabel="test images by MOS", ylabel="SRCC within the third")
+    figure.legend(loc="outside upper center", ncols=min(3, len(a.models)), frameon=False)
+    return figure, "SRCC within each third of the test images by MOS, with 95% intervals."
 
 
 def draw_curves(s: Statistics) -> tuple["Canvas", str]:
@@ -207,7 +271,7 @@ def forest(comparisons: list[dict], published: list[dict]) -> "Canvas":
     for y, comparison in enumerate(rows):
         value, low, high, *_ = comparison["difference"]
         row = CONFIGURATIONS.get(comparison["model"])
-        colour = row.colour if row else "#0072B2"
+        colour = row.colour if row else "#0072B2"  # of two published models
         if math.isfinite(low + high):
             axes.plot([low, high], [y, y], color=colour, linewidth=1.5)
         axes.plot(value, y, "o", color=colour, markersize=4)

@@ -7,11 +7,11 @@ from markupsafe import Markup, escape
 
 from experiment import CONFIGURATIONS
 from reporting.figures import Figure
+from reporting.parts import QUESTIONS, SOURCES, WHICH_IMAGES, Report, Section
 from reporting.photographs import Album
 from reporting.render import environment
 from reporting.scatter import SQUARE, Scatter
 from reporting.terms import TERMS
-from reporting.text import QUESTIONS, SOURCES, WHICH_IMAGES, Report, Section
 
 # Figures are drawn for white paper: black is the colour of the text, greys are those of the page.
 THEME = {"#000000": "var(--ink)", "#666666": "var(--soft)", "#999999": "var(--soft)"}

@@ -24,10 +24,10 @@ from reporting.formats import (
     on_backbone,
     p_value,
 )
+from reporting.parts import Report, Verdict
 from reporting.runs import Runs
 from reporting.statistics import Statistics
 from reporting.tables import ResultTable, paper_rows
-from reporting.text import Report, Verdict
 from resampling import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -1,7 +1,6 @@
 """The words of the report, as a data object that templates turn into Markdown and HTML."""
 
 import math
-from dataclasses import dataclass, field
 
 from experiment import (
     ANCHORS,
@@ -16,7 +15,7 @@ from experiment import (
     SMART_IQA,
     UNDECIDED,
 )
-from reporting.answer import Answer, answer, more_seeds, title
+from reporting.answer import answer, more_seeds, title
 from reporting.figures import Figure
 from reporting.formats import (
     at_most,
@@ -33,6 +32,18 @@ from reporting.formats import (
     percent,
     with_spread,
 )
+from reporting.parts import (
+    ATTENDS,
+    COST,
+    QUESTIONS,
+    SOURCES,
+    WHICH_DIFFERENCE,
+    WHICH_IMAGES,
+    Report,
+    Section,
+    Verdict,
+    place,
+)
 from reporting.runs import Runs
 from reporting.statistics import Statistics
 
@@ -44,60 +55,6 @@ CONTROLS = {
     "weights are learned, but the same for all images. It says what it adds that weights depend on "
     "the image.",
 }
-
-
-# What a reader asks: the sections of report.html, in this order.
-HOW_GOOD = "How good is each model?"
-WHICH_DIFFERENCE = "Which difference is real?"
-ELSEWHERE = "Does it hold on other data sets?"
-ATTENDS = "Does the attention attend?"
-WHICH_IMAGES = "On which images?"
-COST = "What does it cost?"
-SOURCES = "Where do these numbers come from?"
-QUESTIONS = (HOW_GOOD, WHICH_DIFFERENCE, ELSEWHERE, ATTENDS, WHICH_IMAGES, COST, SOURCES)
-
-
-@dataclass
-class Section:
-    """A heading, then a table if there are rows, paragraphs, and figures.
-
-    question: the one of QUESTIONS under which it stands in report.html. notes: paragraphs that
-    explain how to read it, which the page shows after a click. aside: the page shows all of it
-    after a click.
-    """
-
-    heading: str
-    header: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-    paragraphs: list[str] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    question: str = HOW_GOOD
-    notes: list[str] = field(default_factory=list)
-    aside: bool = False
-
-
-@dataclass
-class Verdict:
-    sentence: str
-    remarks: list[str]  # sentences: what the verdict leaves open, and why
-
-    def __str__(self) -> str:
-        return " ".join([self.sentence, *self.remarks])
-
-
-@dataclass
-class Report:
-    """answer: the short answer to the title's question, and what to do next.
-
-    lead: the figure beside the answer, if one was drawn.
-    """
-
-    title: str
-    answer: Answer
-    verdict: Verdict
-    problems: list[str]
-    sections: list[Section]
-    lead: Figure | None = None
 
 
 def write_report(
@@ -114,9 +71,8 @@ def write_report(
         costs(s),
         provenance(s),
     ]
+    place(figures, sections + (further or []))
     drawn = {figure.stem: figure for figure in figures}
-    for section in sections:
-        section.figures = [drawn[stem] for stem in BESIDE.get(section.heading, ()) if stem in drawn]
     sections = [part for part in sections if part.rows or part.paragraphs or part.figures]
     missing = [figure.caption for figure in figures if not figure.stem]
     if missing:
@@ -126,17 +82,6 @@ def write_report(
     sections.sort(key=lambda section: QUESTIONS.index(section.question))
     lead = drawn.get("forest") or drawn.get("configurations")
     return Report(title(s), answer(s, runs), verdict(s, runs), runs.problems, sections, lead)
-
-
-# The figures beside each section, by its heading.
-BESIDE = {
-    "Configurations": ("configurations", "scatter"),
-    "Three ways to choose the epoch": ("curves",),
-    "Paired differences in SRCC": ("forest",),
-    "Stage weights": ("stage_weights",),
-    "Photographs": ("contact_sheet",),
-    "Costs": ("costs",),
-}
 
 
 def verdict(s: Statistics, runs: Runs) -> Verdict:

@@ -14,8 +14,8 @@ from conftest import ROOT, photo
 from report_runs import write_five, write_run, write_three
 from reporting.answer import Answer
 from reporting.page import webpage
+from reporting.parts import Report, Section, Verdict
 from reporting.photographs import LARGEST, SHOWN, choose, small
-from reporting.text import Report, Section, Verdict
 
 
 def report_on(logs, *arguments):

@@ -10,10 +10,10 @@ import pytest
 from report_runs import MODELS, change_record, write_five, write_run, write_three
 from reporting.answer import Answer, Step
 from reporting.page import webpage
+from reporting.parts import Report, Section, Verdict
 from reporting.render import latex, latex_escaped, markdown, markdown_escaped
 from reporting.runs import read_runs
 from reporting.statistics import Statistics
-from reporting.text import Report, Section, Verdict
 
 SPECIAL = r"a_b & 5% <b>|x|</b> {$1} #2 ~ ^ \end [0.1, 0.2] *c* `d` <0.001 &amp; \"e\""
 
