@@ -228,6 +228,8 @@ def read_own_csv(folder: Path, options: CsvOptions) -> tuple["pd.DataFrame", str
     if not options.csv:
         raise DataError("--dataset csv: name the table with --csv FILE, or train=FILE test=FILE")
     columns = columns_of(options.csv_columns)
+    if options.average_ratings and {"sd", "votes"} & set(columns):
+        raise DataError("--average_ratings: counts the votes itself; leave out sd= and votes=")
     tables = []
     for entry in options.csv:
         part, equals, name = entry.partition("=")

@@ -1,5 +1,6 @@
 """Predictions of other models on the same test images: --predictions NAME=FILE."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,8 +28,8 @@ def read_predictions(
 ) -> dict[str, Predictions]:
     """The files of NAME=FILE, by name. Each has the columns image and score (see read_table).
 
-    A name that a configuration has gets '(given)' behind it, beside runs. Raises ReportError for an entry that
-    is no NAME=FILE, for a name that is given twice, and for a file that can't be read.
+    Beside runs, a name that a configuration has gets '(given)' behind it. Raises ReportError for an
+    entry that is no NAME=FILE, for a name that is given twice, and for a file that can't be read.
     """
     taken = {*CONFIGURATIONS, *(row.title for row in CONFIGURATIONS.values())}
     found: dict[str, Predictions] = {}
@@ -74,6 +75,13 @@ def scores_for(name: str, given: Predictions, wanted: list[str]) -> np.ndarray:
             f"{problem}: has {len(others):,} images that are not among the {len(wanted):,} test "
             f"images: {first_few(others)}; if it is right that these are not compared, give "
             "--skip_others"
+        )
+    if others:
+        print(
+            f"note: --predictions {name}: left out {len(others):,} "
+            f"image{'s' if len(others) > 1 else ''} that are no test images here "
+            f"({first_few(others)})",
+            file=sys.stderr,
         )
     return given.scores[[at[i] for i in range(len(wanted))]]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Of the predictions, and their types: names are strings, also 0001, 1e5 and NA.
 COLUMNS = {"epoch": int, "split": str, "image": str, "mos": float, "score": float}
-NUMBERS = ("mos", "score", "w1", "w2", "w3", "w4")  # which may be empty
+NUMBERS = ("mos", "score", "w1", "w2", "w3", "w4", "vote_mean", "mos_sd", "votes")  # or empty
 
 
 class FinishedRun(NamedTuple):
