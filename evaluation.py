@@ -201,11 +201,15 @@ def agreement_by_split(table: "pd.DataFrame", scores: np.ndarray) -> dict[str, f
 def predictions_frame(
     table: "pd.DataFrame", scores: np.ndarray, weights: np.ndarray | None
 ) -> "pd.DataFrame":
-    """Columns split, image, mos, score (and w1..w4) of evaluated images."""
+    """Columns split, image, mos, score (and w1..w4; then what is known of the votes) of images.
+
+    The votes (vote_mean, mos_sd, votes; see datasets.labels.read_labels) are rounded.
+    """
     frame = table[["split", "image", "mos"]].assign(score=scores)
     if weights is not None:
         frame[["w1", "w2", "w3", "w4"]] = weights
-    return frame
+    known = [column for column in ("vote_mean", "mos_sd", "votes") if column in table]
+    return frame.assign(**{column: table[column].round(4) for column in known})
 
 
 # Models -----------------------------------------------------------------------------------------

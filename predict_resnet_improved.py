@@ -364,6 +364,7 @@ def test(args: argparse.Namespace) -> int:
                 skip_trained=args.skip_trained,
             )
             rows.append(cross_dataset.describe_test(title, model.config["flags"]["dataset"], found))
+            found = found.assign(**cross_dataset.origin(model.config))
             found.insert(0, "checkpoint", str(checkpoint))
             tables.append(found)
     if args.output:

@@ -70,9 +70,9 @@ def print_labels(table: "pd.DataFrame", source: str) -> None:
     counts = count_splits(table)
     print("images      " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
     print("splits      no image is in two splits")
-    if "ratings" in table:
-        ratings, spread = table["ratings"], table["mos_sd"].mean()
-        print(f"ratings     {ratings.min()} to {ratings.max()} per image, mean SD {spread:.2f}")
+    if "votes" in table:
+        votes, spread = table["votes"], table["mos_sd"].mean()
+        print(f"votes       {votes.min()} to {votes.max()} per image, mean SD {spread:.2f}")
     mos = table["mos"]
     print(f"MOS         {mos.min():.2f} to {mos.max():.2f}, mean {mos.mean():.2f}")
     histogram, edges = np.histogram(mos, bins=10, range=(0, 100))

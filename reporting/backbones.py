@@ -8,24 +8,41 @@ import numpy as np
 import resampling
 from experiment import BASELINE, BOUNDS, COMPARISONS, CONFIGURATIONS, FULL, MULTISCALE
 from random_effects import FEWEST, OverBackbones, over_backbones
+from reporting.answer import (
+    OTHER_BACKBONES,
+    Answer,
+    Step,
+    between,
+    finish,
+    in_percent,
+    in_words,
+    more_seeds,
+)
 from reporting.figures import Figure
 from reporting.formats import (
     bounds,
     collapses,
     data_set,
+    data_set_name,
     decimal,
     listed,
     p_value,
     percent,
     with_spread,
 )
-from reporting.runs import Runs
+from reporting.parts import Report, Section, Verdict
+from reporting.runs import Runs, continued
 from reporting.statistics import Combine, Statistics, difference, relative
 from reporting.tables import ResultTable, Row, table_head, weights_of
-from reporting.text import Report, Section, Verdict
 from resampling import Interval
 
 UNASSESSED = "generality is not assessed"
+DECISIONS = (
+    "the improvements do not carry over to CNNs like these: on a further backbone they gain less "
+    "than 0.3%",
+    "limited: on a further CNN like these the improvements gain 0.3% to 1%",
+    "the improvements carry over to CNNs like these: on a further backbone they gain at least 1%",
+)
 
 
 class Comparison(NamedTuple):
@@ -83,13 +100,7 @@ class Backbones:
         )
         if low != high:
             return "it is not decided whether the improvements carry over to CNNs"
-        return (
-            "the improvements do not carry over to CNNs like these: on a further backbone they "
-            "gain less than 0.3%",
-            "limited: on a further CNN like these the improvements gain 0.3% to 1%",
-            "the improvements carry over to CNNs like these: on a further backbone they gain at "
-            "least 1%",
-        )[low]
+        return DECISIONS[low]
 
 
 def over(each: list[Interval], drawn: list[np.ndarray]) -> OverBackbones | None:
@@ -136,7 +147,46 @@ def write_report(b: Backbones, runs: Runs, figure: Figure) -> Report:
         figures.paragraphs.append(figure.caption)
     sections = [figures, by_backbone(b), summary(b), each_report(b)]
     title = "Do multi-scale fusion and channel attention carry over to other backbones?"
-    return Report(title, verdict(b), runs.problems, sections)
+    lead = figure if figure.stem else None
+    return Report(title, answer(b, runs), verdict(b), runs.problems, sections, lead)
+
+
+def answer(b: Backbones, runs: Runs) -> Answer:
+    first = next(iter(b.each.values()))
+    where = f"on {data_set_name(first)}, {in_words(len(b.summarised))} backbones"
+    gain, seeds = b.gain, {len(s.seeds) for s in b.each.values()}
+    steps = [finish(runs)] if runs.failed else []
+    if b.reason() or not gain.over:
+        if len(b.summarised) < FEWEST:
+            text = "Train them on at least three backbones."
+            steps.append(Step(text, continued(runs.folders, "--backbones", *more_backbones(b))))
+        elif min(seeds) < 2:
+            steps.append(more_seeds(runs, first.seeds, "Train each model with two more seeds."))
+        return Answer(f"We can't tell yet: {b.reason()}.", f"{where[0].upper()}{where[1:]}.", steps)
+    mean, following = gain.over.mean, gain.over.next
+    size = in_percent(mean.value, mean, sign=True)
+    ends = between(following)
+    said = {
+        DECISIONS[0]: "No: on a further CNN like these, expect a gain of less than 0.3%",
+        DECISIONS[1]: "A little: on a further CNN like these, expect a gain of 0.3% to 1%",
+        DECISIONS[2]: "Yes: on a further CNN like these, expect a gain of at least 1%",
+    }.get(b.verdict, f"We can't tell yet: on a further CNN, expect anything {ends}")
+    if b.verdict not in DECISIONS:
+        text = "Train each model on further backbones: their number decides it."
+        steps.append(Step(text, continued(runs.folders, "--backbones", *more_backbones(b))))
+    low, high = (in_percent(x, mean, sign=True) for x in (mean.low, mean.high))
+    return Answer(
+        f"{said}.",
+        f"Multi-scale fusion and channel attention change the SRCC of the baseline by {size} on "
+        f"average (95% interval {low} to {high}): {where}, {first.selection}.",
+        steps,
+    )
+
+
+def more_backbones(b: Backbones) -> list[str]:
+    """All backbones so far and two others, as --backbones takes them."""
+    others = [name for name in OTHER_BACKBONES if name not in b.each]
+    return [",".join([*b.each, *others[: max(2, FEWEST - len(b.each))]])]
 
 
 def by_backbone(b: Backbones) -> Section:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Of the predictions, and their types: names are strings, also 0001, 1e5 and NA.
 COLUMNS = {"epoch": int, "split": str, "image": str, "mos": float, "score": float}
 COMPARED = {"data": "data_fingerprint", "precision": "precision"}  # of two runs, besides flags
-NUMBERS = ("mos", "score", "w1", "w2", "w3", "w4")  # which may be empty
+NUMBERS = ("mos", "score", "w1", "w2", "w3", "w4", "vote_mean", "mos_sd", "votes")  # or empty
 
 
 class FinishedRun(NamedTuple):
@@ -165,22 +165,26 @@ def unreadable(path: Path, error: Exception) -> str:
     return f"{path}: cannot be read ({type(error).__name__}: {first_line(error)}); left out"
 
 
-def further_seeds(folders: list[Path], seeds: list[int]) -> str:
-    """How to train the same configurations with two more seeds: a command, in a sentence.
-
-    That of run_resnet_ablation.sh if a folder has its arguments, which it keeps for --resume.
-    """
-    more = [max(seeds) + i for i in (1, 2)]
+def saved_arguments(folders: list[Path]) -> list[str] | None:
+    """Working folder and arguments of the run_resnet_ablation.sh that made one of the folders."""
     saved = next((f / "arguments" for f in folders if (f / "arguments").is_file()), None)
     if saved is None:
-        return (
-            "To decide it, train the same configurations with further seeds "
-            f"({', '.join(map(str, more))}) into another "
-            "folder, and give report_resnet_ablation.py both folders."
-        )
-    all_seeds = ",".join(map(str, [*seeds, *more]))
-    command = ["bash", "run_resnet_ablation.sh", "--resume", str(saved.parent)]
-    return f"To decide it: {shlex.join([*command, '--seeds', all_seeds])}"
+        return None
+    return saved.read_text(encoding="utf-8", errors="surrogateescape").split("\0")[:-1]
+
+
+def continued(folders: list[Path], *flags: str) -> str:
+    """The command that continues an ablation, or makes it larger; empty without its arguments."""
+    folder = next((f for f in folders if (f / "arguments").is_file()), None)
+    if folder is None:
+        return ""
+    return shlex.join(["bash", "run_resnet_ablation.sh", "--resume", str(folder), *flags])
+
+
+def further_seeds(folders: list[Path], seeds: list[int], count: int = 2) -> str:
+    """The command that trains the same configurations with further seeds; empty as `continued`."""
+    more = [max(seeds) + i for i in range(1, count + 1)]
+    return continued(folders, "--seeds", ",".join(map(str, [*seeds, *more])))
 
 
 def split_name(name: str, backbones: Iterable[str] = ()) -> tuple[str, str, int | None]:

@@ -85,7 +85,8 @@ def test_every_flag_is_documented_and_no_other(capsys):
     of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on", "--test_split"}
     of_prediction |= {"--skip_trained"}
-    of_the_report = {"--resamples", "--leave_out"}
+    of_the_script |= {"--no_page"}
+    of_the_report = {"--resamples", "--leave_out", "--watch"}
     known = of_training | of_the_script | of_prediction | of_the_report
     assert of_training <= flags(PAGES["docs/flags.md"])
     assert of_training - {"--no"} <= flags(ENGLISH)  # of --no-use_multiscale
