@@ -115,6 +115,23 @@ def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
     return given or trained
 
 
+def crops_for_use(
+    model: "nn.Module", test_crop: str | None = None, test_patch_num: int | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The crops (P, 4) on which a model in use scores each image, and their height and width.
+
+    test_crop: None for complete images if those were evaluated in the model's training, and for a
+    grid otherwise. test_patch_num: crops per image, None for those of the training. Mirror images
+    are added if the training had --test_flip. Raises RunError for what does not fit.
+    """
+    args = argparse.Namespace(**model.config["flags"])
+    args.test_crop = test_crop or ("full" if args.test_crop == "full" else "grid")
+    args.test_patch_num = crops_of_each(args.test_crop, test_patch_num, args.test_patch_num)
+    size = evaluated_size(args)
+    check_takes(model, size)
+    return crops_of(args, np.zeros(1, int)), size
+
+
 def evaluation_batch(device: "torch.device", size: tuple[int, int]) -> int:
     """Crops in a batch of evaluation: more than in training, and fewer if they are large.
 

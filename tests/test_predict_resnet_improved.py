@@ -17,6 +17,7 @@ from conftest import ROOT, photo
 from data_loader import MEAN, STD
 from devices import choose_precision
 from errors import RunError
+from evaluation import crops_of_each
 
 
 def test_the_score_of_an_image_depends_on_nothing_else(trained, checkpoint):
@@ -30,6 +31,46 @@ def test_the_score_of_an_image_depends_on_nothing_else(trained, checkpoint):
     assert np.allclose(turned["score"][::-1], alone, atol=2e-5)
     shares = together[["w1", "w2", "w3", "w4"]].to_numpy()
     assert np.allclose(shares.sum(1), 1, atol=1e-4)
+
+
+def test_scores_are_sorted_and_shown_on_a_page(trained, checkpoint, tmp_path, capsys):
+    folder = trained / "koniq-10k" / "1024x768"
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    flags = ["--checkpoint", checkpoint, folder, tmp_path / "broken.jpg", "--test_patch_num", 1]
+    predicted(capsys, *flags, "--output", tmp_path / "scores.csv", status=1)
+    table = pd.read_csv(tmp_path / "scores.csv").sort_values("score")
+    said = predicted(capsys, *flags, "--sort", "--html", tmp_path / "page.html", status=1)
+    lines = [line.split("\t") for line in said.out.splitlines()]
+    assert len(lines) == 11 and [path for path, _ in lines] == list(table["path"])
+    scores = [float(line.split()[0]) for _, line in lines]
+    assert scores == pytest.approx(list(table["score"]), abs=1e-3)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<figure ") == 11 and "broken.jpg: cannot identify" in page
+    assert "resnet_improved_ms_att_last.pth (resnet_improved_ms_att, resnet50), trained" in page
+
+
+def test_complete_images_are_scored_in_one_pass(trained, checkpoint, monkeypatch):
+    seen = []
+
+    def look(_, batches, **__):
+        seen.extend(batches)
+        return torch.zeros(2), None
+
+    monkeypatch.setattr(predict, "score_crops", look)
+    paths = sorted((trained / "koniq-10k" / "1024x768").iterdir())[:2]
+    model = predict.load_model(checkpoint, "cpu")
+    model.config["flags"] |= {"test_crop": "full", "test_flip": False}  # the default from now on
+    predict.score_images(model, paths)
+    assert seen[0]["crops"].shape == (2, 3, 48, 40) and not seen[0]["flips"].any()
+    decoded = predict.decode(paths[1], 48, 40).transpose(2, 0, 1)
+    assert (seen[0]["crops"][1].numpy() == decoded).all()
+
+    model.config["flags"]["test_flip"] = True  # as its training evaluated
+    predict.score_images(model, paths[0])
+    assert seen[1]["flips"].tolist() == [False, True]
+    model.backbone.input_size = 32
+    with pytest.raises(RunError, match="takes images of 32 x 32 only"):
+        predict.score_images(model, paths, test_crop="full")
 
 
 def test_crops_are_those_of_the_checkpoints_preprocessing(trained, checkpoint, monkeypatch):
@@ -181,6 +222,7 @@ def test_outputs_are_checked_before_any_work(tmp_path, capsys):
         (["--output", tmp_path / "folder.csv"], "folder.csv: is a folder"),
         (["--output", tmp_path / "file" / "a.csv"], "a.csv: no folder"),
         (["--heatmap", tmp_path / "file"], "--heatmap"),
+        (["--html", tmp_path / "none" / "a.html"], f"a.html: no folder {tmp_path}/none; make"),
     ):
         said = predicted(capsys, *flags, tmp_path / "a.png", *arguments, status=1)
         assert message in said.err and len(said.err.splitlines()) == 1
@@ -200,6 +242,8 @@ def test_outputs_are_checked_before_any_work(tmp_path, capsys):
         (["--test_on", "nothing=y"], "takes NAME=DIR"),
         (["--test_on", "biq2021"], "takes NAME=DIR"),
         (["x.jpg", "--output", "x.txt"], "ends in .csv or .json"),
+        (["x.jpg", "--html", "x.txt"], "ends in .html"),
+        (["--test_on", "biq2021=y", "--sort"], "are for images to score"),
         (["x.jpg", "--checkpoint", "b.pth"], "several are for --test_on"),
         (["x.jpg", "--csv", "scores.csv"], "are for --test_on csv=DIR"),
         (["x.jpg", "--image_dir", "a"], "--image_dir is for one --test_on"),
@@ -219,12 +263,12 @@ def test_wrong_arguments_get_one_sentence(arguments, message, capsys):
 
 
 def test_crops_fit_what_is_asked_for():
-    assert predict.crops_of_each("random", None, 20) == 20
-    assert predict.crops_of_each("grid", None, 20) == 16  # the preset of SMART-IQA has 20
-    assert predict.crops_of_each("grid", 9, 20) == 9
-    assert predict.crops_of_each("center", None, 25) == 1
+    assert crops_of_each("random", None, 20) == 20
+    assert crops_of_each("grid", None, 20) == 16  # the preset of SMART-IQA has 20
+    assert crops_of_each("grid", 9, 20) == 9
+    assert crops_of_each("center", None, 25) == 1
     with pytest.raises(RunError, match="takes a square number"):
-        predict.crops_of_each("grid", 20, 25)
+        crops_of_each("grid", 20, 25)
 
 
 def test_the_precision_is_that_of_the_training(checkpoint):
