@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-STORE_VERSION = 2  # of the header's format and of what decode() makes of an image
+STORE_VERSION = 3  # of the header's format and of what decode() makes of an image
 
 
 class PixelStore:
