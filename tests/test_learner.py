@@ -49,7 +49,7 @@ def test_no_step_waits_for_the_device(tmp_path, monkeypatch):
     plan = data.test_plan(np.arange(6), crop="random", per_image=4, resize=(48, 40), patch_size=32)
     jitter = data.jitter_plan(len(plan), seed=0, epoch=1)
     batches = data.Batches(
-        store, np.arange(6), plan, patch_size=32, batch_size=6, augmentations={"jitter": jitter}
+        store, np.arange(6), plan, size=32, batch_size=6, augmentations={"jitter": jitter}
     )
     args = parse_args(["--backbone_weights", "none", "--use_multiscale", "--use_attention"])
     device = torch.device("cpu")
