@@ -83,8 +83,8 @@ def krasula(a: Analysis) -> Section | None:
         f"{BOUND:g}. AUC different/similar: how well the difference of two scores tells a "
         "different pair from a similar one. AUC better/worse, and C0, the share of different pairs "
         "that are ordered correctly: both are near 1 for all good models. All pairs of "
-        f"{a.scores.images:,} images. Intervals are made as those of SRCC: they resample images, not "
-        "pairs."
+        f"{a.scores.images:,} images. Intervals are made as those of SRCC: they resample images, "
+        "not pairs."
     )
     header = ["", "AUC different/similar", "95%", "AUC better/worse", "95%", "C0", "95%"]
     return Section(heading, header, rows, [text])
