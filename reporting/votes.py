@@ -70,7 +70,7 @@ def with_votes(
     try:
         labels = labels_of(flags, data_path or flags["data_path"])
     except DataError as error:
-        reason = str(error).split(";")[0]
+        reason = str(error).partition(";")[0]
         return table, f"{lacking}the label files can't be read ({reason})."
     if "votes" not in labels:
         return table, "This data set does not say how its votes spread."
