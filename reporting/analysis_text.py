@@ -93,7 +93,8 @@ def krasula(a: Analysis) -> Section | None:
         f"{BOUND:g}. AUC different/similar: how well the difference of two scores tells a "
         "different pair from a similar one. AUC better/worse, and C0, the share of different pairs "
         "that are ordered correctly: both are near 1 for all good models. All pairs of "
-        f"{a.scores.images:,} images; intervals resample images."
+        f"{a.scores.images:,} images. Intervals are made as those of SRCC: they resample images, "
+        "not pairs."
     )
     header = ["", "AUC different/similar", "95%", "AUC better/worse", "95%", "C0", "95%"]
     return Section(heading, header, rows, notes=[text], aside=True)
@@ -144,14 +145,14 @@ def residuals(a: Analysis) -> Section:
             "ITU-T P.1401, after VQEG's four-parameter logistic to the mean votes, in points of "
             "0..100 (points of a scale of 1..5: divide by 25). Outlier ratio: share of images "
             "whose error exceeds the 95% interval of their mean vote; RMSE* counts only what "
-            "exceeds it. Intervals resample images; the logistic stays."
+            "exceeds it. Intervals are made as those of SRCC; the logistic stays as it is."
         )
         header = ["", "PLCC fitted", "outlier ratio", "95%", "RMSE", "95%", "RMSE*", "95%"]
     else:
         text = (
-            "After VQEG's four-parameter logistic to the MOS, in points of 0..100. Intervals "
-            "resample images; the logistic stays. Outlier ratio and RMSE* (ITU-T P.1401) need the "
-            f"votes. {a.no_votes}"
+            "After VQEG's four-parameter logistic to the MOS, in points of 0..100. Intervals are "
+            "made as those of SRCC; the logistic stays as it is. Outlier ratio and RMSE* (ITU-T "
+            f"P.1401) need the votes. {a.no_votes}"
         )
         header = ["", "PLCC fitted", "RMSE", "95%"]
     return Section(heading, header, rows, notes=[text], aside=True)

@@ -11,6 +11,7 @@ from experiment import (
     BASELINE,
     BOTH,
     BOUNDS,
+    COLLAPSED,
     CONFIGURATIONS,
     FULL,
     HYPOTHESES,
@@ -25,7 +26,11 @@ from reporting.runs import Runs, continued, further_seeds, saved_arguments
 from reporting.statistics import Statistics, relative
 from resampling import Interval
 
-OTHER_BACKBONES = (RESNET50, "resnet18", "convnext_tiny", "regnety_008", "tf_efficientnet_lite0")
+# CNNs of different families, which a first look at other backbones may take.
+OTHER_BACKBONES = (
+    *(RESNET50, "resnet18", "convnext_tiny", "regnety_008", "tf_efficientnet_lite0"),
+    *("mobilenetv3_large_100", "resnet101", "convnext_small"),
+)
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -219,10 +224,17 @@ def to_decide(s: Statistics, runs: Runs) -> Step:
 
 
 def without_collapse(s: Statistics, runs: Runs) -> Step:
-    """Train with an attention that attends: the same command with one flag more."""
-    used = s.of_model[FULL][0].config["flags"].get("attention", "published")
-    flag = ("--attention", "scaled") if used == "published" else ("--lr_ratio", "1")
-    text = f"Train again with an attention that does not collapse ({' '.join(flag)})."
+    """Train so that the attention may attend: the same command with one flag more."""
+    flags = s.of_model[FULL][0].config["flags"]
+    if s.configurations[FULL]["attention"]["effective_stages"] >= COLLAPSED[0]:
+        flag = ("--epochs", str(2 * flags["epochs"]))
+        text = f"Train for longer: after {flags['epochs']} epochs the weights hardly differ yet."
+    elif flags.get("attention", "published") == "published":
+        flag = ("--attention", "scaled")
+        text = "Train with the scaled attention, which does not collapse onto one stage."
+    else:
+        flag = ("--lr_ratio", "1")
+        text = "Train the new layers more slowly, so that the attention may keep several stages."
     saved = saved_arguments(runs.folders)
     if saved is None:
         return Step(text)

@@ -25,12 +25,14 @@ from reporting.formats import (
     data_set,
     data_set_name,
     decimal,
+    digits_for,
+    digits_of,
     listed,
     p_value,
     percent,
     with_spread,
 )
-from reporting.parts import Report, Section, Verdict
+from reporting.parts import WHICH_DIFFERENCE, Report, Section, Verdict
 from reporting.runs import Runs, continued
 from reporting.statistics import Combine, Statistics, difference, relative
 from reporting.tables import ResultTable, Row, table_head, weights_of
@@ -157,12 +159,15 @@ def answer(b: Backbones, runs: Runs) -> Answer:
     gain, seeds = b.gain, {len(s.seeds) for s in b.each.values()}
     steps = [finish(runs)] if runs.failed else []
     if b.reason() or not gain.over:
+        why = b.reason()
         if len(b.summarised) < FEWEST:
             text = "Train them on at least three backbones."
-            steps.append(Step(text, continued(runs.folders, "--backbones", *more_backbones(b))))
+            steps.append(Step(text, on_more_backbones(b, runs)))
         elif min(seeds) < 2:
+            who = "each model has" if seeds == {1} else "some models have"
+            why = f"{who} been trained only once"
             steps.append(more_seeds(runs, first.seeds, "Train each model with two more seeds."))
-        return Answer(f"We can't tell yet: {b.reason()}.", f"{where[0].upper()}{where[1:]}.", steps)
+        return Answer(f"We can't tell yet: {why}.", f"{where[0].upper()}{where[1:]}.", steps)
     mean, following = gain.over.mean, gain.over.next
     size = in_percent(mean.value, mean, sign=True)
     ends = between(following)
@@ -172,8 +177,8 @@ def answer(b: Backbones, runs: Runs) -> Answer:
         DECISIONS[2]: "Yes: on a further CNN like these, expect a gain of at least 1%",
     }.get(b.verdict, f"We can't tell yet: on a further CNN, expect anything {ends}")
     if b.verdict not in DECISIONS:
-        text = "Train each model on further backbones: their number decides it."
-        steps.append(Step(text, continued(runs.folders, "--backbones", *more_backbones(b))))
+        text = "Train each model on further backbones, to narrow it."
+        steps.append(Step(text, on_more_backbones(b, runs)))
     low, high = (in_percent(x, mean, sign=True) for x in (mean.low, mean.high))
     return Answer(
         f"{said}.",
@@ -183,10 +188,11 @@ def answer(b: Backbones, runs: Runs) -> Answer:
     )
 
 
-def more_backbones(b: Backbones) -> list[str]:
-    """All backbones so far and two others, as --backbones takes them."""
+def on_more_backbones(b: Backbones, runs: Runs) -> str:
+    """The command that adds two backbones, or as many as it takes; empty if it can't be known."""
     others = [name for name in OTHER_BACKBONES if name not in b.each]
-    return [",".join([*b.each, *others[: max(2, FEWEST - len(b.each))]])]
+    more = others[: max(2, FEWEST - len(b.each))]
+    return continued(runs.folders, "--backbones", ",".join([*b.each, *more])) if more else ""
 
 
 def by_backbone(b: Backbones) -> Section:
@@ -201,39 +207,41 @@ def by_backbone(b: Backbones) -> Section:
                 f"{s.configurations[s.models[0]]['parameters'] / 1e6:.2f} M",
                 str(len(s.seeds)),
                 *(srcc_of(s, model) for model in models),
-                percent(gain.value) if gain else "-",
-                f"{percent(gain.low)} to {percent(gain.high)}" if gain else "-",
+                in_percent(gain.value, gain, sign=True) if gain else "-",
+                " to ".join(in_percent(x, gain, sign=True) for x in gain[1:3]) if gain else "-",
                 "no" if name in b.left_out else "yes",
             ]
         )
     header = ["backbone", "weights", "parameters", "seeds"]
     header += [CONFIGURATIONS[model].title for model in models]
-    text = (
+    note = (
         "SRCC: means over seeds, +- the standard deviation. Gain: of both improvements, relative "
         "to the baseline. In the summary: whether the backbone counts for mean and prediction."
     )
-    return Section("Results by backbone", [*header, "gain", "95%", "in the summary"], rows, [text])
+    header += ["gain", "95%", "in the summary"]
+    return Section("Results by backbone", header, rows, notes=[note])
 
 
 def srcc_of(s: Statistics, model: str) -> str:
     if model not in s.models:
         return "-"
-    return with_spread(s, s.configurations[model]["selections"][s.selection])
+    return with_spread(s, s.configurations[model]["selections"][s.selection], digits=digits_for(s))
 
 
 def summary(b: Backbones) -> Section:
     heading = "Over backbones"
     if not b.comparisons:
-        return Section(heading, paragraphs=[f"{b.verdict}."])
+        return Section(heading, paragraphs=[f"{b.verdict}."], question=WHICH_DIFFERENCE)
+    digits = digits_of([c.over.mean for c in b.comparisons])
     rows = [
         [
             c.label,
-            decimal(c.over.mean.value, 4, True),
-            bounds(c.over.mean, 4, True),
+            decimal(c.over.mean.value, digits, True),
+            bounds(c.over.mean, digits, True),
             p_value(c.over.mean.p),
             p_value(p),
-            bounds(c.over.next, 4, True),
-            decimal(c.over.tau),
+            bounds(c.over.next, digits, True),
+            decimal(c.over.tau, digits),
             f"{c.over.i2:.0%}",
             str(c.over.count),
         ]
@@ -247,7 +255,8 @@ def summary(b: Backbones) -> Section:
         "The error of the test images is common to all backbones, and does not shrink with their "
         "number."
     )
-    return Section(heading, [*header, "I2", "backbones"], rows, [text])
+    header += ["I2", "backbones"]
+    return Section(heading, header, rows, question=WHICH_DIFFERENCE, notes=[text])
 
 
 def each_report(b: Backbones) -> Section:

@@ -15,7 +15,7 @@ from reporting.terms import TERMS
 
 # Figures are drawn for white paper: black is the colour of the text, greys are those of the page.
 THEME = {"#000000": "var(--ink)", "#666666": "var(--soft)", "#999999": "var(--soft)"}
-THEME |= {"#cccccc": "var(--line)", "#f0e442": "var(--yellow)"}
+THEME |= {"#cccccc": "var(--line)", "#f0e442": "var(--yellow)", "#0072b2": "var(--blue)"}
 
 
 class Exhibits(NamedTuple):
@@ -53,7 +53,11 @@ def blocks(report: Report, question: str) -> list[Section] | None:
         section
         for section in sorted(report.sections, key=lambda section: section.aside)
         if section.question == question
-        and (section.rows or section.paragraphs or any(f.svg for f in section.figures))
+        and (
+            section.rows
+            or section.paragraphs
+            or any(f.svg and f != report.lead for f in section.figures)
+        )
     ] or None
 
 

@@ -178,7 +178,7 @@ class Statistics:
         titles |= {name: name for name in self.published}
         own = [m for m in (BASELINE, FULL) if m in self.models] or self.models[-1:]
         over = [
-            (f"{titles[m].removeprefix('+ ')} over {name}", m, name)
+            (f"{'both,' if m == FULL else titles[m]} over {name}", m, name)
             for name in self.published
             for m in own
         ]

@@ -70,7 +70,8 @@ def with_votes(
     try:
         labels = labels_of(flags, data_path or flags["data_path"])
     except DataError as error:
-        return table, f"{lacking}the label files can't be read ({error})."
+        reason = str(error).partition(";")[0]
+        return table, f"{lacking}the label files can't be read ({reason})."
     if "votes" not in labels:
         return table, "This data set does not say how its votes spread."
     found = match_names(list(table["image"]), list(labels["image"]))

@@ -22,7 +22,7 @@ def test_a_clear_gain_carries_over_and_every_file_is_there(logs, capsys):
     wanted = ["table.txt", "report.md", "report.html", "table.tex", "paragraph.tex", "results.json"]
     assert all((logs / name).is_file() for name in wanted)
     figures = {p.name for p in (logs / "figures").iterdir()}
-    stems = ("configurations", "curves", "scatter", "forest", "stage_weights", "costs")
+    stems = ("configurations", "curves", "scatter", "forest", "stage_weights", "thirds", "costs")
     assert figures == {f"{s}.{kind}" for s in stems for kind in ("png", "pdf")}
     for stem in stems:
         with Image.open(logs / "figures" / f"{stem}.png") as image:

@@ -51,7 +51,7 @@ def test_the_page_is_one_file_with_a_short_answer_and_the_next_command(browser, 
             "What does it cost?",
             "Where do these numbers come from?",
         ]
-        assert page.locator("main svg").count() == 5 + 5  # figures, and a scatter plot for each row
+        assert page.locator("main svg").count() == 6 + 5  # figures, and a scatter plot for each row
     assert page_file.stat().st_size < 5e6
 
 
@@ -136,6 +136,17 @@ def test_a_point_shows_its_photograph_and_all_its_scores(browser, page_file):  #
         assert page.locator("circle.on").count() == 5
         page.mouse.move(5, 5)
         assert not card.is_visible()
+
+
+def test_a_touch_shows_the_photograph_until_the_next(browser, page_file):  # noqa: F811
+    with opened(browser, page_file, width=360, has_touch=True) as page:
+        circle = page.locator("svg.scatter").first.locator("circle").nth(7)
+        circle.scroll_into_view_if_needed()
+        box = circle.bounding_box()
+        page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert page.locator("#card").is_visible() and overflow(page) == 0
+        page.locator("h3", has_text="Scores and MOS").tap()
+        assert not page.locator("#card").is_visible()
 
 
 def test_a_word_shows_its_definition_also_by_the_keyboard(browser, page_file):  # noqa: F811

@@ -48,14 +48,14 @@ def test_a_published_model_is_in_table_forest_and_tests(logs, tmp_path, capsys):
     assert found["srcc_interval"]["low"] < srcc < found["srcc_interval"]["high"]
     base, full = (results["configurations"][m]["srcc"] for m in (MODELS[0], MODELS[2]))
     rows = {c["label"]: c for c in results["published_comparisons"]}
-    assert list(rows) == ["baseline over OTHER", "attention over OTHER"]
+    assert list(rows) == ["baseline over OTHER", "both, over OTHER"]
     assert rows["baseline over OTHER"]["difference"]["value"] == pytest.approx(base - srcc)
-    ours = rows["attention over OTHER"]["difference"]
+    ours = rows["both, over OTHER"]["difference"]
     assert ours["value"] == pytest.approx(full - srcc) and 0 < ours["low"] < ours["high"]
     (line,) = [x.split() for x in out.splitlines() if x.startswith("OTHER ")]
     assert line[1] == f"{srcc:.4f}" and line[3] == f"{srcc - base:+.4f}"
     text = (logs / "report.md").read_text()
-    assert "| attention over OTHER |" in text and "Below the line: differences to publ" in text
+    assert "| both, over OTHER |" in text and "Below the line: differences to publ" in text
     assert {row["label"] for row in results["pitman_morgan"]} >= set(rows)
 
 
@@ -161,11 +161,12 @@ def test_predictions_alone_have_tables_and_a_page(tmp_path, capsys, koniq_labels
     assert row["label"] == "good over bad" and row["difference"]["low"] > 0
     assert results["krasula_comparisons"][0]["auc_ds"]["low"] > 0
     assert 0.5 < results["measures"]["auc_ds"]["bad"]["value"] < 1
-    assert {p.name for p in (out / "figures").iterdir()} == {"forest.png", "forest.pdf"}
+    figures = {p.name for p in (out / "figures").iterdir()}
+    assert figures == {f"{s}.{k}" for s in ("forest", "models", "thirds") for k in ("png", "pdf")}
     text = (out / "report.md").read_text()
     for heading in ("Different or similar", "Size of the errors", "SRCC by third", "Provenance"):
         assert f"## {heading}" in text
-    assert "data:image/png" in (out / "report.html").read_text() and " nan" not in text
+    assert (out / "report.html").read_text().count("<svg role=") == 4 and " nan" not in text
 
 
 @pytest.fixture

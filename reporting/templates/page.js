@@ -157,6 +157,8 @@ if (card) {
     };
     plot.addEventListener("pointermove", look);
     plot.addEventListener("pointerdown", look);
-    plot.addEventListener("pointerleave", () => show(null));
+    // A finger that is lifted leaves as well: then the photograph stays until the next touch.
+    plot.addEventListener("pointerleave", (event) => event.pointerType === "touch" || show(null));
   }
+  document.addEventListener("pointerdown", (event) => event.target.closest("svg.scatter") || show(null));
 }
