@@ -136,8 +136,10 @@ def test_images_in_memory_are_scored_as_their_files(trained, checkpoint, tmp_pat
     def same(images, rows=slice(None)) -> None:
         table = predict.score_images(model, images, test_patch_num=1)
         assert list(table["path"]) == [f"image {i}" for i in range(len(table))]
-        columns = ["score", "w1", "w4", "error"]
-        assert table[columns].equals(files[columns].iloc[rows].reset_index(drop=True))
+        wanted = files.iloc[rows].reset_index(drop=True)
+        columns = ["score", "w1", "w4"]
+        assert np.allclose(table[columns], wanted[columns], atol=2e-5)  # of batches of other sizes
+        assert list(table["error"]) == list(wanted["error"])
 
     same([Image.open(path) for path in paths])
     opened = Image.open(paths[0])

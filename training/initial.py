@@ -10,6 +10,7 @@ from errors import RunError
 from evaluation import contents_to_tensor, load_checkpoint, put_weights
 from experiment import network_name
 from published import find_checkpoint, sha256
+from training.processes import this_rank
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,11 +50,12 @@ class Initial(NamedTuple):
         import torch
 
         if self.trained_on is None:
-            print(
-                f"note: --init {self.path} does not say which images it was trained on: make sure "
-                "that no test image is among them",
-                file=sys.stderr,
-            )
+            if this_rank() == 0:
+                print(
+                    f"note: --init {self.path} does not say which images it was trained on: make "
+                    "sure that no test image is among them",
+                    file=sys.stderr,
+                )
             return None
         known = {bytes(content).hex() for content in self.trained_on.numpy()}
         test = table[table["split"] == "test"]

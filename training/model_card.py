@@ -11,6 +11,7 @@ from evaluation import agreement_by_split
 from experiment import CONFIGURATIONS, network_name
 from files import write_atomically
 from published import sha256
+from training.flags import INIT
 from training.records import describe
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def write_card(
     lines = dict(line.split(maxsplit=1) for line in describe(config).splitlines())
     demo = " **It is the synthetic data set of the demo: not for any real use.**"
     weights = Path(flags["backbone_weights"]).name
-    start = {"none": "", "init": ", and of the checkpoint that it started from"}.get(
+    start = {"none": "", INIT: ", and of the checkpoint that it started from"}.get(
         weights, f", and of the ImageNet weights ({weights})"
     )
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
