@@ -85,7 +85,8 @@ def test_every_flag_is_documented_and_no_other(capsys):
     of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on", "--test_split"}
     of_prediction |= {"--skip_trained"}
-    of_the_report = {"--resamples", "--leave_out"}
+    of_the_report = {"--resamples", "--leave_out", "--predictions", "--skip_others"}
+    of_the_report |= {"--cross_data_sets"}
     known = of_training | of_the_script | of_prediction | of_the_report
     assert of_training <= flags(PAGES["docs/flags.md"])
     assert of_training - {"--no"} <= flags(ENGLISH)  # of --no-use_multiscale
@@ -109,7 +110,7 @@ def test_training_commands_of_all_pages_are_understood():
 
 def test_prediction_commands_of_all_pages_are_understood(monkeypatch):
     commands = arguments_of("predict_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         monkeypatch.setattr(sys, "argv", ["predict_resnet_improved.py", *command])
         predict.parse_args()
