@@ -46,7 +46,7 @@ def test_the_three_configurations_end_in_a_table(koniq10k, run_script):
     assert len(cells) == 3
     kinds = ("ss_noatt", "ms_noatt", "ms_att")
     wanted = [f"resnet_improved_{k}_{w}.pth" for k in kinds for w in ("best", "last")]
-    written = (run_script.folder / "checkpoints").glob("resnet*")
+    written = (run_script.folder / "checkpoints").glob("resnet*.pth")
     assert sorted(p.name for p in written) == sorted(wanted)
 
 
