@@ -5,8 +5,10 @@
 BIQ2021's photographs have three origins. A network is trained on two of them (ss02, ss03), and then
 on 100 and on 400 images of the third (ss01): from that checkpoint, and from ImageNet weights. The
 learning rate of each start is the one with the highest validation SRCC on 100 images with the first
-seed. Prints a row for each start and number of images, of all seeds, and keeps the records of all
-runs in DIR/logs: what is there already is not trained again. About an hour on one CPU core.
+seed. Prints a row for each start and number of images, of all seeds, the differences with their 95%
+intervals over seeds and images, and the checkpoint's own figure before it is trained further. Keeps
+the records of all runs in DIR/logs: what is there already is not trained again. About an hour on
+one CPU core.
 """
 
 import argparse
@@ -18,12 +20,15 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import resampling
 from console import command
+from metrics import agreement
+from predict_resnet_improved import load_model, score_images
 from train_resnet_improved import train
 from training.records import best_epoch
 
 SEEDS = (42, 43, 44)
-RATES = (3e-5, 1e-4, 3e-4)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 CROPS = {100: 6, 400: 2}  # of each training image and epoch, by the number of images
 SETTINGS = {
     "dataset": "csv",
@@ -93,6 +98,38 @@ def compare(out: Path, count: int, start: str, lr: float, flags: dict) -> dict:
     return row | {"each": " ".join(f"{record['test_srcc']:.4f}" for record in found)}
 
 
+def difference(out: Path, count: int, tuned: dict[str, tuple[float, dict]]) -> str:
+    """Test SRCC from --init minus that from ImageNet weights, with its 95% interval."""
+    seen, drawn = [], []
+    for seed in SEEDS:
+        scores = []
+        for start in ("imagenet", "init"):
+            lr, flags = tuned[start]
+            epoch = tune(out, count, start, seed, lr, flags)["epoch"]
+            path = out / "logs" / f"{start}_{count}_lr{lr:g}_seed{seed}_predictions.csv"
+            rows = pd.read_csv(path).query(f"epoch == {epoch} and split == 'test'")
+            scores.append(rows["score"].to_numpy())
+        mos = rows["mos"].to_numpy()
+        statistic = resampling.srcc_by_counts(np.stack(scores), mos)
+        seen.append(statistic(np.ones((1, len(mos))))[0])
+        drawn.append(resampling.resample_images(statistic, len(mos)))
+    found = resampling.over_seeds(np.stack(seen), np.stack(drawn), lambda m: m[:, 1] - m[:, 0])
+    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f}), p = {found.p:.4f}"
+
+
+def before(out: Path, trained: Path) -> float:
+    """Test SRCC of the checkpoint on one's own images, without training on any of them."""
+    test = pd.read_csv(out / "data" / "own_100.csv").query("split == 'test'")
+    files = [find(out / "data" / "Images", name) for name in test["Image Name"]]
+    table = score_images(load_model(trained, "cpu"), files, test_patch_num=4)
+    return agreement(table["score"].to_numpy(), test["MOS"].to_numpy())["srcc"]
+
+
+def find(folder: Path, name: str) -> Path:
+    """The file of that name, in which upper and lower case may differ."""
+    return next(path for path in folder.iterdir() if path.name.lower() == name.lower())
+
+
 @command
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compare --init with ImageNet weights.")
@@ -108,13 +145,18 @@ def main() -> int:
         save_model=True,
     )  # fmt: skip
     trained = out / "tf_efficientnet_lite0_ms_noatt_last.pth"
-    rows = []
+    rows, tuned = [], {}
     for start, flags in (("imagenet", weights), ("init", {"init": trained})):
         by_rate = {lr: tune(out, 100, start, SEEDS[0], lr, flags)["val_srcc"] for lr in RATES}
         lr = max(by_rate, key=by_rate.get)
-        print(f"{start}: validation SRCC by learning rate {by_rate}; {lr:g} is taken")
+        figures = ", ".join(f"{rate:g}: {srcc:.4f}" for rate, srcc in by_rate.items())
+        print(f"{start}: validation SRCC by learning rate: {figures}; {lr:g} is taken")
+        tuned[start] = lr, flags
         rows += [compare(out, count, start, lr, flags) for count in CROPS]
     print(pd.DataFrame(rows).to_string(index=False))
+    for count in CROPS:
+        print(f"{count} images, --init minus ImageNet: {difference(out, count, tuned)}")
+    print(f"--init without training on these images: test SRCC {before(out, trained):.4f}")
     return 0
 
 
