@@ -16,12 +16,25 @@ from files import replacing
 LONGEST_NAME = 200  # bytes of the name of a map, without its hash and .png; most systems take 255
 
 
-def write_heatmaps(folder: Path, maps: list[tuple], flags: dict) -> int:
-    """Write a map for each (path, scores, plan); the number of maps that could not be made."""
+def dense_plan(resize: tuple[int, int], size: int) -> np.ndarray:
+    """Crops that cover a resized image, at most half a crop apart: (P, 4) as of test_plan.
+
+    resize: height and width of the image; size: side of the crops.
+    """
+    rows, columns = (
+        np.rint(np.linspace(0, side - size, 1 + -(-2 * (side - size) // size))) for side in resize
+    )
+    tops, lefts = (corner.ravel() for corner in np.meshgrid(rows, columns, indexing="ij"))
+    zeros = np.zeros(len(tops))
+    return np.stack([zeros, tops, lefts, zeros], 1).astype(np.int32)
+
+
+def write_heatmaps(folder: Path, maps: list[tuple], plan: np.ndarray, flags: dict) -> int:
+    """Write a map for each (path, score, scores of the plan's crops); the number that failed."""
     failed = 0
-    for path, scores, plan in maps:
+    for path, score, crop_scores in maps:
         try:
-            write_heatmap(folder, Path(path), scores, plan, flags)
+            write_heatmap(folder, Path(path), score, crop_scores, plan, flags)
         except Exception as error:  # of matplotlib, of Pillow, of the disk: many kinds
             failed += 1
             reason = described(error) if isinstance(error, OSError) else first_line(error)
@@ -30,11 +43,17 @@ def write_heatmaps(folder: Path, maps: list[tuple], flags: dict) -> int:
 
 
 def write_heatmap(
-    folder: Path, path: Path, scores: np.ndarray, plan: np.ndarray, flags: dict
+    folder: Path,
+    path: Path,
+    score: float,
+    crop_scores: np.ndarray,
+    plan: np.ndarray,
+    flags: dict,
 ) -> None:
     """Write FOLDER/NAME.png: the image, and a map of the mean score of the crops at each pixel.
 
-    scores (P,) and plan (P, 4) are those of the image's crops. NAME: see map_name.
+    score: of the image. crop_scores (P,) are those of the plan's crops (P, 4), which cover the
+    image. NAME: see map_name.
     """
     import matplotlib
 
@@ -45,11 +64,10 @@ def write_heatmap(
     matplotlib.rcdefaults()  # whatever style the user has
     (height, width), size = flags["resize"], flags["patch_size"]
     total, count = np.zeros((height, width)), np.zeros((height, width))
-    for score, (_, top, left, _) in zip(scores, plan):
-        total[top : top + size, left : left + size] += score
+    for crop_score, (_, top, left, _) in zip(crop_scores, plan):
+        total[top : top + size, left : left + size] += crop_score
         count[top : top + size, left : left + size] += 1
-    with np.errstate(invalid="ignore"):
-        means = total / count  # NaN where there is no crop
+    means = total / count
     original = load_image(path)
     image, (wide, high) = resized(original, height, width), original.size
     shape = {"extent": (0, wide, high, 0)}
@@ -58,7 +76,7 @@ def write_heatmap(
     )
     panels[0].imshow(image, **shape)
     name = path.name.encode(errors="backslashreplace").decode()[-60:]
-    title = f"{name}: {scores.mean():.1f}"
+    title = f"{name}: {score:.1f}"
     panels[0].set_title(title, fontsize=9, parse_math=False, usetex=False)
     grey = np.asarray(Image.fromarray(image).convert("L"))
     panels[1].imshow(grey, cmap="gray", vmin=0, vmax=255, **shape)

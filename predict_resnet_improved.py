@@ -2,33 +2,37 @@
 
     python3 predict_resnet_improved.py --checkpoint checkpoints/resnet_improved_ms_att_last.pth DIR
     python3 predict_resnet_improved.py --checkpoint FILE photo.jpg more/ --output scores.csv
+    python3 predict_resnet_improved.py --checkpoint FILE DIR --sort --html photos.html
     python3 predict_resnet_improved.py --checkpoint A.pth --checkpoint B.pth --test_on biq2021=DIR
 
 The first two print one line per image: path, score (0..100, higher is better) and, if the model has
-attention, the stage weights w1..w4. The third tests checkpoints on data sets, without training:
-SRCC with its 95% interval, PLCC, KRCC. About 45 crops/s on two CPU cores, thousands on a GPU. In
-Python:
+attention, the stage weights w1..w4. The third begins with the lowest score, and writes a page of
+thumbnails. The last tests checkpoints on data sets, without training: SRCC with its 95% interval,
+PLCC, KRCC. A score depends on its image alone, not on the batch and not on other files. About 45
+crops/s on two CPU cores, thousands on a GPU. In Python:
 
     from predict_resnet_improved import load_model, score_images
     model = load_model("checkpoints/resnet_improved_ms_att_last.pth")
     table = score_images(model, ["one.jpg", "two.jpg"])  # pandas: path, score, w1..w4, error
+    table = score_images(model, image)  # of Pillow, or an array
 """
 
 import argparse
 import json
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import cross_dataset
-import data_loader as data
 from console import check_shown, command, fail
 from datasets.flags import (
     HelpFormatter,
@@ -42,10 +46,10 @@ from datasets.images import decode
 from datasets.labels import DATASETS, check_folder
 from datasets.places import images_in
 from datasets.readers import CsvOptions, csv_options
-from devices import is_out_of_memory
+from devices import DEVICES, cores, is_out_of_memory
 from errors import RunError, first_line
 from evaluation import (
-    crops_of_each,
+    crops_for_use,
     evaluation_batch,
     load_model,
     mean_of_crops,
@@ -53,54 +57,61 @@ from evaluation import (
     score_crops,
 )
 from files import check_file_for, check_folder_for, make_folder, write_atomically
-from heatmaps import write_heatmaps
+from heatmaps import dense_plan, write_heatmaps
 from progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from PIL import Image
     from torch import nn
+
+    Picture = str | Path | Image.Image | np.ndarray
 
 
 def score_images(
     model: "nn.Module",
-    paths: str | Path | list[str | Path],
+    images: "Picture | list[Picture] | np.ndarray",
     *,
-    test_crop: str = "grid",
+    test_crop: str | None = None,
     test_patch_num: int | None = None,
+    plan: np.ndarray | None = None,
     batch_size: int | None = None,
     amp: str = "auto",
     show: bool = False,
-    each: Callable[[str | Path, np.ndarray, np.ndarray], None] | None = None,
+    each: Callable[["Picture", np.ndarray, np.ndarray], None] | None = None,
 ) -> "pd.DataFrame":
-    """A table with a row for each path: path, score, w1..w4 (if the model has attention), error.
+    """A table with a row for each image: path, score, w1..w4 (if the model has attention), error.
 
-    paths: a list of files, or one file. Images are decoded, resized, cropped and normalised as the
+    images: a list of files, of Pillow's images or of arrays (uint8, (H, W, 3) RGB or (H, W) grey),
+    one of these, or an array of several (N, H, W, 3). The path of one that has none is its number
+    in the list, 'image 0'. Images are decoded, resized, cropped and normalised as the
     model's checkpoint says. All images get the same crops, so that a score depends on its image
-    alone. test_crop: 'grid', 'center', or 'random' (drawn once). test_patch_num: crops per image,
-    None for those of the training.
+    alone. test_crop: 'grid', 'center', 'random' (drawn once) or 'full' (the complete resized
+    image); None is 'full' for a model that was so evaluated in its training, and 'grid' for others.
+    test_patch_num: crops per image, None for those of the training. plan: (P, 4) crops as of
+    data_loader.test_plan, in the place of these two.
     amp: 'auto', 'bf16', 'fp16' or 'off', see evaluation.precision_of. show: print progress.
-    each: called as each(path, scores (P,), plan (P, 4)) for every image that was scored.
-    An unreadable file has no score (NaN), and its error says why. Raises RunError if
+    each: called as each(image, scores (P,), plan (P, 4)) for every image that was scored.
+    An unreadable file or image has no score (NaN), and its error says why. Raises RunError if
     test_patch_num does not fit test_crop.
     """
     import pandas as pd
+    from PIL import Image
 
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    is_array = isinstance(images, np.ndarray) and images.ndim in (2, 3)
+    is_one = is_array or isinstance(images, (str, Path, Image.Image))
+    paths = [images] if is_one else list(images)
     flags = model.config["flags"]
     device = next(model.parameters()).device
-    per_image = crops_of_each(test_crop, test_patch_num, flags["test_patch_num"])
-    plan = data.test_plan(
-        np.zeros(1, int),
-        crop=test_crop,
-        per_image=per_image,
-        resize=flags["resize"],
-        patch_size=flags["patch_size"],
-    )
+    size = (flags["patch_size"], flags["patch_size"])
+    if plan is None:
+        plan, size = crops_for_use(model, test_crop, test_patch_num)
+    per_image = len(plan)
     errors: dict[int, str] = {}
-    batch_size = batch_size or evaluation_batch(device, (flags["patch_size"],) * 2)
+    batch_size = batch_size or evaluation_batch(device, size)
     progress = Progress("scoring", len(paths) * per_image, "crops", batch_size)
-    batches = crop_batches(paths, plan, flags["resize"], flags["patch_size"], batch_size, errors)
+    batches = crop_batches(paths, plan, flags["resize"], size, batch_size, errors)
     scores, weights = score_crops(
         model,
         progress(batches) if show else batches,
@@ -108,7 +119,8 @@ def score_images(
         precision=precision_of(model, amp),
     )
     rows = [i for i in range(len(paths)) if i not in errors]
-    names = pd.Series([str(p) for p in paths], dtype=object)  # also those that are not UTF-8
+    names = [str(p) if isinstance(p, (str, Path)) else f"image {i}" for i, p in enumerate(paths)]
+    names = pd.Series(names, dtype=object)  # also those that are not UTF-8
     table = pd.DataFrame({"path": names, "score": math.nan})
     table.loc[rows, "score"] = mean_of_crops(scores, per_image)
     if weights is not None:
@@ -122,48 +134,52 @@ def score_images(
 
 
 def crop_batches(
-    paths: list[str | Path],
+    paths: "list[Picture]",
     plan: np.ndarray,
     resize: tuple[int, int],
-    size: int,
+    size: tuple[int, int],
     batch_size: int,
     errors: dict[int, str],
 ) -> Iterator[dict[str, "torch.Tensor"]]:
     """Batches of the plan's crops (P, 4) of all images, in order; for data.to_network_input.
 
-    Unreadable images are left out, and added to `errors` by their position in `paths`. Images are
-    decoded on all cores, a few ahead of the network.
+    resize: height and width of the images; size: of the crops. Unreadable images are left out, and
+    added to `errors` by their position in `paths`. Images are decoded on all cores, a few ahead of
+    the network.
     """
     import torch
 
-    def decoded(path) -> np.ndarray | str:
+    in_memory = Lock()  # Pillow reads an opened image only now, and the list may have one twice
+
+    def decoded(image) -> np.ndarray | str:
         try:
-            return decode(Path(path), *resize)
+            with nullcontext() if isinstance(image, (str, Path)) else in_memory:
+                return decode(image, *resize)
         except Exception as error:  # Pillow raises many kinds
             return first_line(error)
 
-    def as_batch(crops: list[np.ndarray]) -> dict[str, "torch.Tensor"]:
+    def as_batch(crops: list[np.ndarray], flips: list[bool]) -> dict[str, "torch.Tensor"]:
         stacked = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-        return {"crops": stacked, "flips": torch.zeros(len(crops), dtype=torch.bool)}
+        return {"crops": stacked, "flips": torch.tensor(flips)}
 
-    crops = []
-    cores = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(cores) as pool:
+    (high, wide), crops, flips = size, [], []
+    with ThreadPoolExecutor(cores()) as pool:
         waiting, upcoming = deque(), iter(paths)
         for i in range(len(paths)):
-            while len(waiting) < 2 * cores + 1 and (path := next(upcoming, None)) is not None:
-                waiting.append(pool.submit(decoded, path))
+            for ahead in islice(upcoming, 2 * cores() + 1 - len(waiting)):
+                waiting.append(pool.submit(decoded, ahead))
             image = waiting.popleft().result()
             if isinstance(image, str):
                 errors[i] = image
                 continue
-            for _, top, left, _ in plan:
-                crops.append(image[top : top + size, left : left + size])
+            for _, top, left, flip in plan:
+                crops.append(image[top : top + high, left : left + wide])
+                flips.append(bool(flip))
                 if len(crops) == batch_size:
-                    yield as_batch(crops)
-                    crops = []
+                    yield as_batch(crops, flips)
+                    crops, flips = [], []
     if crops:
-        yield as_batch(crops)
+        yield as_batch(crops, flips)
 
 
 def find_files(given: list[Path]) -> tuple[list[Path], list[str]]:
@@ -230,12 +246,24 @@ def parse_args() -> argparse.Namespace:
     )
     add_csv_flags(flag, "--test_on csv=DIR")
     flag("--output", type=Path, metavar="FILE", help="write the scores to a .csv or .json file")
-    flag("--heatmap", type=Path, metavar="DIR", help="folder for a map of each image's crop scores")
+    flag("--sort", action="store_true", help="the image with the lowest score first")
+    flag(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page of thumbnails, worst first, with a threshold and names to copy",
+    )
+    flag(
+        "--heatmap",
+        type=Path,
+        metavar="DIR",
+        help="folder for a map of each image: scores of crops that cover it, half a crop apart",
+    )
     flag(
         "--test_crop",
-        choices=["grid", "random", "center"],
-        help="crops of an image (default: grid for images to score; those of the checkpoint's "
-        "training for --test_on)",
+        choices=["grid", "random", "center", "full"],
+        help="crops of an image; full: the complete resized image (default: grid for images to "
+        "score, full if the training evaluated so; those of the training for --test_on)",
     )
     flag(
         "--test_patch_num",
@@ -246,9 +274,9 @@ def parse_args() -> argparse.Namespace:
     add_store_dir(flag)
     flag(
         "--device",
-        choices=["auto", "cuda", "cpu"],
+        choices=DEVICES,
         default="auto",
-        help="auto: CUDA if available",
+        help="auto: CUDA if available; mps: Apple's GPU (untested)",
     )
     flag(
         "--amp",
@@ -263,6 +291,10 @@ def parse_args() -> argparse.Namespace:
         parser.error("give one --checkpoint to score images; several are for --test_on")
     if args.output and args.output.suffix not in (".csv", ".json"):
         parser.error(f"--output {args.output}: ends in .csv or .json")
+    if args.html and args.html.suffix != ".html":
+        parser.error(f"--html {args.html}: ends in .html")
+    if args.test_on and (args.sort or args.html or args.heatmap):
+        parser.error("--sort, --html and --heatmap are for images to score, not for --test_on")
     args.test_on = [entry.partition("=") for entry in args.test_on]
     for name, equals, _ in args.test_on:
         if not equals or name not in DATASETS:
@@ -281,21 +313,21 @@ def parse_args() -> argparse.Namespace:
 
 
 def score(args: argparse.Namespace) -> int:
-    """Score images and print or write the scores; 1 if an image or its map had an error."""
+    """Score images and print or write the scores; 1 if an image or a picture had an error."""
     files, notes = find_files(args.images)
     if args.heatmap:
         make_folder("--heatmap", args.heatmap)
     model = load_model(args.checkpoint[0], args.device, published=args.model)
-    maps = []
     table = score_images(
         model,
         files,
-        test_crop=args.test_crop or "grid",
+        test_crop=args.test_crop,
         test_patch_num=args.test_patch_num,
         amp=args.amp,
         show=True,
-        each=(lambda *found: maps.append(found)) if args.heatmap else None,
     )
+    if args.sort:
+        table = table.sort_values("score", kind="stable", ignore_index=True)
     bad = table[table["error"] != ""]
     good = table[table["error"] == ""].drop(columns="error")
     if args.output:
@@ -309,10 +341,44 @@ def score(args: argparse.Namespace) -> int:
         print(f"error: {row.path}: {row.error}", file=sys.stderr)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    failed = write_heatmaps(args.heatmap, maps, model.config["flags"])  # the scores are safe now
+    failed = 0  # of the pictures; the scores are safe now
+    if args.html:
+        from reporting.photos import write_photo_page
+
+        failed += write_photo_page(args.html, table, about(args.checkpoint[0], model))
+    if args.heatmap:
+        failed += map_images(model, good, args.heatmap, amp=args.amp)
     if not args.output:
         check_shown()
     return 1 if len(bad) or failed else 0
+
+
+def about(checkpoint: str, model: "nn.Module") -> str:
+    """A sentence for a page: what has given the scores."""
+    flags = model.config["flags"]
+    return (
+        f"Scored by {Path(checkpoint).name} ({model.config['model']}, {flags['backbone']}), "
+        f"trained on {flags['dataset']}."
+    )
+
+
+def map_images(model: "nn.Module", scored: "pd.DataFrame", folder: Path, *, amp: str) -> int:
+    """Write the heat map of each image of a table with path and score; the number that failed."""
+    flags, maps = model.config["flags"], []
+    plan = dense_plan(flags["resize"], flags["patch_size"])
+    scores = dict(zip(scored["path"], scored["score"]))
+    found = score_images(
+        model,
+        list(scores),
+        plan=plan,
+        amp=amp,
+        show=True,
+        each=lambda path, crop_scores, _: maps.append((path, scores[path], crop_scores)),
+    )
+    lost = found[found["error"] != ""]
+    for row in lost.itertuples():
+        print(f"error: {row.path}: its map can't be made ({row.error})", file=sys.stderr)
+    return len(lost) + write_heatmaps(folder, maps, plan, flags)
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:
@@ -364,8 +430,9 @@ def test(args: argparse.Namespace) -> int:
 @command
 def main() -> int:
     args = parse_args()
-    if args.output:
-        check_file_for("--output", args.output)
+    for name, path in (("--output", args.output), ("--html", args.html)):
+        if path:
+            check_file_for(name, path)
     try:
         return test(args) if args.test_on else score(args)
     except RuntimeError as error:

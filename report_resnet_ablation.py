@@ -4,13 +4,15 @@
     python3 report_resnet_ablation.py LOG_DIR LOG_DIR... --output report
     python3 report_resnet_ablation.py LOG_DIR --predictions TOPIQ=topiq.csv MANIQA=maniqa.csv
     python3 report_resnet_ablation.py --predictions TOPIQ=topiq.csv --data_path koniq-10k
+    python3 report_resnet_ablation.py LOG_DIR --watch
 
 reads the record and the predictions of each run, recomputes every figure, prints table.txt and the
 verdict, and writes table.txt, report.md, report.html (one file, figures inside), table.tex,
 paragraph.tex, results.json and figures/ (PNG and PDF) into the (first) folder. With runs on several
 backbones, this is written into a folder for each, and above them a summary over backbones. It needs
 no GPU and no torch; about half a minute. --predictions puts other models' scores for the test
-images beside the runs; without LOG_DIR the report is on them alone.
+images beside the runs; without LOG_DIR the report is on them alone. --watch writes progress.html
+instead, again and again, while the runs train.
 
 Exit status: 0, with a note on stderr for everything that does not add up; 1 if there is no finished
 run, if runs cannot be compared, or if one has a configuration that experiment.py does not have.
@@ -25,11 +27,15 @@ from console import command
 from datasets.labels import DATASETS
 from errors import ReportError
 from files import check_folder_for, write_atomically
-from reporting import alone, analysis_text, backbones, cross_data_sets
+from reporting import alone, analysis_text, backbones, cross_data_sets, scatter
 from reporting.backbones import Backbones
 from reporting.cross_data_sets import CrossDataSets
 from reporting.figures import draw_backbones, draw_figures, prepare, save
+from reporting.page import Exhibits, webpage
+from reporting.parts import Verdict
+from reporting.photographs import collect
 from reporting.predictions import read_predictions
+from reporting.progress_page import watch
 from reporting.render import (
     backbones_json,
     backbones_latex,
@@ -37,12 +43,11 @@ from reporting.render import (
     markdown,
     plain_table,
     results_json,
-    webpage,
 )
 from reporting.runs import Runs, check_comparable, read_runs
 from reporting.statistics import Statistics
 from reporting.tables import ResultTable, result_table
-from reporting.text import Verdict, write_report
+from reporting.text import write_report
 
 
 @command
@@ -67,6 +72,15 @@ def main() -> int:
         metavar="BACKBONE",
         help="show this backbone, but leave it out of the summary over backbones (repeatable)",
     )
+    parser.add_argument(
+        "--watch",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="PID",
+        help="no report: keep progress.html up to date while the runs train, until all have ended "
+        "or the process PID has",
+    )
     args = parser.parse_args()
     if args.resamples < 400:  # with 100 no p could be significant after Holm's correction
         parser.error("--resamples: at least 400")
@@ -77,6 +91,10 @@ def main() -> int:
     if args.cross_data_sets and not args.folders:
         parser.error("--cross_data_sets is for LOG_DIR")
     output = args.output or (args.folders[0] if args.folders else Path("report"))
+    if args.watch is not None:
+        if not args.folders:
+            parser.error("--watch is for LOG_DIR")
+        return watch(args.folders, output, args.watch)
     try:
         args.others = read_predictions(
             args.predictions, skip_others=args.skip_others, beside_runs=bool(args.folders)
@@ -171,7 +189,7 @@ def report_alone(args: argparse.Namespace, output: Path) -> int:
     for name, text in (
         ("table.txt", table),
         ("report.md", markdown(report)),
-        ("report.html", webpage(report, output / "figures")),
+        ("report.html", webpage(report)),
         ("results.json", alone.results_json(found, args.others, labels)),
     ):
         write_atomically(output / name, text)
@@ -181,9 +199,9 @@ def report_alone(args: argparse.Namespace, output: Path) -> int:
 
 
 def report_backbone(
-    runs: Runs, args: argparse.Namespace, output: Path
+    runs: Runs, args: argparse.Namespace, output: Path, above: str = ""
 ) -> tuple[Statistics, ResultTable, Verdict]:
-    """Write the report of one backbone."""
+    """Write the report of one backbone; above: the address of the page over all backbones."""
     output.mkdir(parents=True, exist_ok=True)
     statistics = Statistics(
         runs.finished,
@@ -193,17 +211,18 @@ def report_backbone(
         data_path=args.data_path,
     )
     figures = draw_figures(statistics, output / "figures", args.data_path)
-    report = write_report(statistics, runs, figures)
     further = analysis_text.sections(statistics.analysis)
     if args.cross:
         further += cross_data_sets.sections(args.cross)
-    report.sections[-2:-2] = further  # before figures and provenance
+    report = write_report(statistics, runs, figures, further)
+    album = collect(statistics, args.data_path)
+    exhibits = Exhibits(album, scatter.draw(statistics, album))
     table = result_table(statistics, runs)
     cross = args.cross and args.cross.figures()
     for name, text in (
         ("table.txt", plain_table(table, report.verdict)),
         ("report.md", markdown(report)),
-        ("report.html", webpage(report, output / "figures")),
+        ("report.html", webpage(report, exhibits, above=above)),
         ("table.tex", latex("table.tex", statistics, runs)),
         ("paragraph.tex", latex("paragraph.tex", statistics, runs)),
         ("results.json", results_json(statistics, runs.problems, cross)),
@@ -222,7 +241,9 @@ def report_backbones(
     each, tables = {}, {}
     for name, part in parts.items():
         if part.finished:
-            each[name], tables[name], _ = report_backbone(part, args, output / name)
+            each[name], tables[name], _ = report_backbone(
+                part, args, output / name, "../report.html"
+            )
         else:
             tables[name] = result_table(None, part)
     found = Backbones(each, args.leave_out)
@@ -233,7 +254,7 @@ def report_backbones(
     for name, text in (
         ("table.txt", plain_table(table, report.verdict)),
         ("report.md", markdown(report)),
-        ("report.html", webpage(report, output / "figures")),
+        ("report.html", webpage(report)),
         ("backbones.tex", backbones_latex(found)),
         ("results.json", backbones_json(found, runs.problems)),
     ):

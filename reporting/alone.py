@@ -8,11 +8,20 @@ from datasets.labels import DATASETS
 from errors import DataError, ReportError
 from reporting import analysis_text
 from reporting.analysis import Analysis
-from reporting.figures import draw_differences, prepare, save
+from reporting.answer import Answer
+from reporting.figures import (
+    draw_differences,
+    draw_models,
+    draw_thirds,
+    prepare,
+    published_models,
+    save,
+)
+from reporting.formats import decimal, digits_of
+from reporting.parts import BESIDE, SOURCES, Report, Section, Verdict, place
 from reporting.predictions import Predictions, scores_for
 from reporting.render import plain
 from reporting.scores import Scores, Truth
-from reporting.text import Report, Section, Verdict
 from reporting.votes import as_votes, labels_of
 
 
@@ -62,12 +71,12 @@ def write_report(
 ) -> Report:
     """The report, whose figure is drawn into the folder."""
     prepare(folder)
-    drawn = save(*draw_differences(a), folder / "forest")
-    figures = Section(
-        "Figures",
-        paragraphs=[] if drawn.stem else [drawn.caption],
-        figures=[drawn] if drawn.stem else [],
-    )
+    caption = "SRCC with 95% intervals over the images."
+    drawn = [
+        save(*draw_differences(a), folder / "forest"),
+        save(draw_models(published_models(a)), caption, folder / "models"),
+        save(*draw_thirds(a), folder / "thirds"),
+    ]
     options = a.scores.options
     files = Section(
         "Provenance",
@@ -77,6 +86,7 @@ def write_report(
             f"Bootstrap: {options['resamples']:,} resamples of the images, seed {options['seed']}; "
             "BCa intervals."
         ],
+        question=SOURCES,
     )
     counted = sum(DATASETS[labels.dataset].published, ())
     known = "" if a.scores.images in counted else ", not the number of a published split"
@@ -84,11 +94,36 @@ def write_report(
         f"{len(a.models)} published models on {a.scores.images:,} images of {labels.dataset} "
         f"(--split {labels.split}{known})."
     )
+    sections = [*analysis_text.sections(a), files]
+    beside = {
+        analysis_text.PUBLISHED: ("models",),
+        analysis_text.DIFFERENCES: ("forest",),
+    }
+    place(drawn, sections, BESIDE | beside)
     return Report(
         title="How good are these published models?",
+        answer=answer(a, sentence),
         verdict=Verdict(sentence, []),
         problems=[],
-        sections=[*analysis_text.sections(a), figures, files],
+        sections=sections,
+        lead=drawn[1],
+    )
+
+
+def answer(a: Analysis, evidence: str) -> Answer:
+    """Which is best, and whether the second is clearly worse."""
+    best, *others = a.models
+    found = a.published[best]
+    digits = digits_of([f["srcc_interval"] for f in a.published.values()])
+    srcc = decimal(found["srcc"], digits)
+    if not others:
+        return Answer(f"{best} has an SRCC of {srcc}.", evidence)
+    over = next(c for c in a.published_comparisons if (c["model"], c["other"]) == (best, others[0]))
+    if over["p_holm"] < 0.05:
+        return Answer(f"{best} is the best of them: its SRCC is {srcc}.", evidence)
+    return Answer(
+        f"{best} has the highest SRCC, {srcc}, but is not clearly better than {others[0]}.",
+        evidence,
     )
 
 
@@ -108,5 +143,5 @@ def results_json(a: Analysis, predictions: dict[str, Predictions], labels: Label
 def plain_text(report: Report) -> str:
     """table.txt: the tables of agreement and of differences."""
     parts = [report.verdict.sentence + "\n"]
-    parts += [f"{s.heading}\n{analysis_text.aligned(s)}" for s in report.sections[:-2] if s.rows]
+    parts += [f"{s.heading}\n{analysis_text.aligned(s)}" for s in report.sections[:-1] if s.rows]
     return "\n".join(parts)

@@ -1,11 +1,14 @@
 """The words about all models, one's own and published ones: tables of reporting/analysis.py."""
 
 from reporting.analysis import Analysis
-from reporting.formats import at_most, bounds, decimal, p_value
+from reporting.formats import at_most, bounds, decimal, digits_of, p_value
 from reporting.krasula import BOUND
-from reporting.text import Section
+from reporting.parts import WHICH_DIFFERENCE, WHICH_IMAGES, Section
 from reporting.thirds import THIRDS
 from resampling import Interval
+
+PUBLISHED = "Published models on the same test images"
+DIFFERENCES = "Paired differences in SRCC to published models"
 
 
 def sections(a: Analysis) -> list[Section]:
@@ -15,7 +18,7 @@ def sections(a: Analysis) -> list[Section]:
     return [section for section in made if section]
 
 
-def row_of(title: str, *values: Interval, digits: int = 4) -> list[str]:
+def row_of(title: str, *values: Interval, digits: int) -> list[str]:
     """The title, and for each interval two cells: value and ends."""
     cells = [title]
     for x in values:
@@ -27,12 +30,13 @@ def published(a: Analysis) -> Section | None:
     if not a.published:
         return None
     rows, undefined = [], []
+    digits = digits_of([f["srcc_interval"] for f in a.published.values()])
     for name, f in a.published.items():
         rows.append(
             [
-                *row_of(name, f["srcc_interval"], f["plcc_interval"]),
-                decimal(f["plcc_fitted"]),
-                decimal(f["krcc"]),
+                *row_of(name, f["srcc_interval"], f["plcc_interval"], digits=digits),
+                decimal(f["plcc_fitted"], digits),
+                decimal(f["krcc"], digits),
             ]
         )
         if reason := f["undefined"] or f["fit_problem"]:
@@ -43,20 +47,21 @@ def published(a: Analysis) -> Section | None:
         "among their training images, is not known here."
     )
     header = ["", "SRCC", "95%", "PLCC raw", "95%", "PLCC fitted", "KRCC"]
-    return Section("Published models on the same test images", header, rows, [text, *undefined])
+    return Section(PUBLISHED, header, rows, undefined, notes=[text])
 
 
 def published_differences(a: Analysis) -> Section | None:
     if not a.published_comparisons:
         return None
+    digits = digits_of([c["difference"] for c in a.published_comparisons]) + 1
     rows = [
         [
             c["label"],
-            decimal(c["difference"].value, 4, True),
-            bounds(c["difference"], 4, True),
+            decimal(c["difference"].value, digits, True),
+            bounds(c["difference"], digits, True),
             p_value(c["difference"].p),
             p_value(c["p_holm"]),
-            "-" if c["p_holm"] < 0.05 else at_most(c["difference"].within),
+            "-" if c["p_holm"] < 0.05 else at_most(c["difference"].within, digits),
             decimal(c["correlation"], 3),
         ]
         for c in a.published_comparisons
@@ -69,15 +74,20 @@ def published_differences(a: Analysis) -> Section | None:
         f"the images{' and the seeds of the models trained here' if several else ''}."
     )
     header = ["", "difference", "95%", "p", "p (Holm)", "smaller than", "SRCC of the two"]
-    return Section("Paired differences in SRCC to published models", header, rows, [text])
+    return Section(DIFFERENCES, header, rows, question=WHICH_DIFFERENCE, notes=[text])
 
 
 def krasula(a: Analysis) -> Section | None:
     heading = "Different or similar, better or worse"
     if "auc_ds" not in a.measures:
-        return Section(heading, paragraphs=[f"Krasula's analysis needs the votes. {a.no_votes}"])
+        text = f"Krasula's analysis needs the votes. {a.no_votes}"
+        return Section(heading, paragraphs=[text], aside=True)
     names = ("auc_ds", "auc_bw", "c0")
-    rows = [row_of(a.titles[m], *(a.measures[name][m] for name in names)) for m in a.models]
+    digits = digits_of([*a.measures["auc_ds"].values()])
+    rows = [
+        row_of(a.titles[m], *(a.measures[name][m] for name in names), digits=digits)
+        for m in a.models
+    ]
     text = (
         "Krasula's analysis (QoMEX 2016). Two images are different if their mean votes are: |z| > "
         f"{BOUND:g}. AUC different/similar: how well the difference of two scores tells a "
@@ -87,19 +97,19 @@ def krasula(a: Analysis) -> Section | None:
         "not pairs."
     )
     header = ["", "AUC different/similar", "95%", "AUC better/worse", "95%", "C0", "95%"]
-    return Section(heading, header, rows, [text])
+    return Section(heading, header, rows, notes=[text], aside=True)
 
 
 def krasula_differences(a: Analysis) -> Section | None:
     if not a.krasula:
         return None
     names = {"auc_ds": "AUC different/similar", "auc_bw": "AUC better/worse", "c0": "C0"}
-    rows = []
+    digits, rows = digits_of([c["auc_ds"] for c in a.krasula]) + 1, []
     for c in a.krasula:
         row = [c["label"]]
         for name in names:
             row += [
-                f"{decimal(c[name].value, 4, True)} {bounds(c[name], 4, True)}",
+                f"{decimal(c[name].value, digits, True)} {bounds(c[name], digits, True)}",
                 p_value(c[f"{name}_p_holm"]),
             ]
         rows.append(row)
@@ -107,17 +117,25 @@ def krasula_differences(a: Analysis) -> Section | None:
     for title in names.values():
         header += [title, "p (Holm)"]
     text = f"Paired differences with 95% intervals. Holm: corrected for the {len(rows)} rows."
-    return Section("Paired differences in Krasula's measures", header, rows, [text])
+    return Section(
+        "Paired differences in Krasula's measures",
+        header,
+        rows,
+        question=WHICH_DIFFERENCE,
+        notes=[text],
+        aside=True,
+    )
 
 
 def residuals(a: Analysis) -> Section:
     heading, measures = "Size of the errors", a.measures
     known = "rmse_star" in measures
     rows = []
+    digits = digits_of([*measures["outlier_ratio"].values()]) if known else 3
     for m in a.models:
-        row = [a.titles[m], decimal(a.fitted(m))]
+        row = [a.titles[m], decimal(a.fitted(m), digits)]
         if known:
-            row += row_of("", measures["outlier_ratio"][m])[1:]
+            row += row_of("", measures["outlier_ratio"][m], digits=digits)[1:]
         row += row_of("", measures["rmse"][m], digits=2)[1:]
         if known:
             row += row_of("", measures["rmse_star"][m], digits=2)[1:]
@@ -137,7 +155,7 @@ def residuals(a: Analysis) -> Section:
             f"P.1401) need the votes. {a.no_votes}"
         )
         header = ["", "PLCC fitted", "RMSE", "95%"]
-    return Section(heading, header, rows, [text])
+    return Section(heading, header, rows, notes=[text], aside=True)
 
 
 def pitman_morgan(a: Analysis) -> Section | None:
@@ -162,14 +180,23 @@ def pitman_morgan(a: Analysis) -> Section | None:
     how = f"Holm: corrected for the {len(rows)} rows." if single else "so it is made for each seed."
     text += f". {how}" if single else f", {how}"
     header = ["", "ratio of errors", *(["p", "p (Holm)"] if single else ["seeds with p < 0.05"])]
-    return Section("Paired test of the errors", header, rows, [text])
+    return Section(
+        "Paired test of the errors",
+        header,
+        rows,
+        question=WHICH_DIFFERENCE,
+        notes=[text],
+        aside=True,
+    )
 
 
 def thirds(a: Analysis) -> Section | None:
     if "srcc_low" not in a.measures:
         return None
+    measures = [a.measures[f"srcc_{third}"] for third in THIRDS]
+    digits = digits_of([x for of_third in measures for x in of_third.values()])
     rows = [
-        row_of(a.titles[m], *(a.measures[f"srcc_{third}"][m] for third in THIRDS))
+        row_of(a.titles[m], *(of_third[m] for of_third in measures), digits=digits)
         for m in a.models
     ]
     text = (
@@ -177,7 +204,8 @@ def thirds(a: Analysis) -> Section | None:
         "the SRCC is lower than over all images: compare the models within a third, not thirds."
     )
     header = ["SRCC", "lowest third", "95%", "middle third", "95%", "highest third", "95%"]
-    return Section("SRCC by third of quality", header, rows, [text])
+    heading = "SRCC by third of quality"
+    return Section(heading, header, rows, question=WHICH_IMAGES, notes=[text])
 
 
 def aligned(section: Section) -> str:

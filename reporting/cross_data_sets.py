@@ -11,8 +11,8 @@ import resampling
 from errors import ReportError, first_line
 from experiment import COMPARISONS, CONFIGURATIONS, CROSS_ANCHORS, RESNET50
 from reporting.formats import bounds, decimal, p_value
+from reporting.parts import ELSEWHERE, Section
 from reporting.scores import Scores, Truth, difference
-from reporting.text import Section
 from resampling import Interval
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def sections(c: CrossDataSets) -> list[Section]:
         "was tested on (columns). Intervals resample the images, and with several seeds also the "
         "seeds. The epoch is that of the checkpoints that were tested."
     )
-    found = [Section("Trained on (rows), tested on (columns)", ["", *c.sets], rows, [text])]
+    heading = "Trained on (rows), tested on (columns)"
+    found = [Section(heading, ["", *c.sets], rows, question=ELSEWHERE, notes=[text])]
     if c.comparisons:
         found.append(differences_section(c))
     return found
@@ -198,4 +199,5 @@ def differences_section(c: CrossDataSets) -> Section:
         f"corrected for the {len(rows)} rows."
     )
     header = ["tested on", "trained on", "", "seeds", "difference", "95%", "p", "p (Holm)"]
-    return Section("Paired differences on other data sets", header, rows, [text])
+    heading = "Paired differences on other data sets"
+    return Section(heading, header, rows, question=ELSEWHERE, notes=[text])

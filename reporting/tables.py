@@ -9,10 +9,14 @@ from experiment import (
     BASELINE,
     CONFIGURATIONS,
     FREE_FLAGS,
+    FULL,
     HYPERIQA,
+    MULTISCALE,
     NEIGHBOURS,
     SELECTIONS,
     SMART_IQA,
+    STATIC,
+    WIDE,
 )
 from reporting.formats import (
     collapses,
@@ -263,11 +267,14 @@ def wrapped(text: str, indent: str = "") -> str:
     )
 
 
-def digits_for(s: Statistics) -> int:
-    """Digits that the intervals support: one more than the first digit that they leave open."""
-    widths = [f["srcc_interval"].high - f["srcc_interval"].low for f in s.configurations.values()]
-    widths = [w for w in widths if math.isfinite(w) and w > 0]
-    return min(4, max(2, 1 - math.floor(math.log10(min(widths))))) if widths else 4
+# Configurations in a sentence; others have the title of their row.
+PROSE = {
+    BASELINE: "the baseline",
+    MULTISCALE: "multi-scale fusion",
+    FULL: "multi-scale fusion with channel attention",
+    WIDE: "the control with a wider stage 4",
+    STATIC: "the control with static weights",
+}
 
 
 def paper_rows(s: Statistics) -> list[dict]:
@@ -278,6 +285,7 @@ def paper_rows(s: Statistics) -> list[dict]:
     return [
         {
             "title": CONFIGURATIONS[model].title + of_seeds(s, len(f["seeds"])),
+            "name": PROSE.get(model, CONFIGURATIONS[model].title) + of_seeds(s, len(f["seeds"])),
             "change": to_baseline.get(model),
             **f,
         }

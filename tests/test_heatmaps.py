@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 import heatmaps
+import predict_resnet_improved as predict
 from checkpoints import predicted
 from conftest import photo
 
@@ -29,7 +31,7 @@ def test_a_heatmap_shows_a_portrait_photograph_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise
     flags = {"resize": (48, 40), "patch_size": 32}
-    plan = np.array([[0, 0, 0, 0], [0, 16, 8, 0]])
+    plan = heatmaps.dense_plan(flags["resize"], flags["patch_size"])
     maps = []
     for folder, image, options in (
         ("upright", pixels, {}),
@@ -38,11 +40,49 @@ def test_a_heatmap_shows_a_portrait_photograph_upright(tmp_path):
         (tmp_path / folder).mkdir()
         Image.fromarray(image).save(tmp_path / folder / "a.png", **options)
         heatmaps.write_heatmap(
-            tmp_path / folder, tmp_path / folder / "a.png", np.array([20.0, 80.0]), plan, flags
+            tmp_path / folder,
+            tmp_path / folder / "a.png",
+            50.0,
+            np.array([20.0, 80.0, 50.0, 50.0]),
+            plan,
+            flags,
         )
         (written,) = (tmp_path / folder).glob("*a.png.png")
         maps.append(np.asarray(Image.open(written)))
     assert (maps[0] == maps[1]).all()
+
+
+@pytest.mark.parametrize(
+    "resize, size", [((512, 384), 224), ((256, 256), 160), ((48, 40), 32), ((224, 224), 224)]
+)
+def test_a_map_covers_the_image_half_a_crop_apart(resize, size):
+    """Whatever the crops of the score are: of four in the corners, too."""
+    plan = heatmaps.dense_plan(resize, size)
+    covered = np.zeros(resize)
+    for _, top, left, _ in plan:
+        assert 0 <= top <= resize[0] - size and 0 <= left <= resize[1] - size
+        covered[top : top + size, left : left + size] += 1
+    assert covered.min() >= 1
+    for corners in (plan[:, 1], plan[:, 2]):
+        assert np.diff(np.unique(corners)).max(initial=0) <= size / 2
+    assert len({tuple(row) for row in plan}) == len(plan)
+
+
+def test_a_map_has_the_score_of_the_image_and_those_of_its_crops(checkpoint, tmp_path, monkeypatch):
+    photo(tmp_path / "a.png", 90)
+    shown = {}
+
+    def look(folder, path, score, crop_scores, plan, flags):
+        shown.update(path=path, score=score, crop_scores=crop_scores, plan=plan)
+
+    monkeypatch.setattr(heatmaps, "write_heatmap", look)
+    model = predict.load_model(checkpoint, "cpu")
+    table = predict.score_images(model, [tmp_path / "a.png"], test_patch_num=4)
+    assert predict.map_images(model, table, tmp_path, amp="off") == 0
+    assert shown["score"] == table["score"][0] and shown["path"] == tmp_path / "a.png"
+    for crop_score, crop in zip(shown["crop_scores"], shown["plan"]):
+        alone = predict.score_images(model, tmp_path / "a.png", plan=crop[None], amp="off")
+        assert abs(alone["score"][0] - crop_score) < 1e-4
 
 
 def test_scores_come_first_and_each_map_fails_by_itself(checkpoint, tmp_path, capsys):

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import functional as transforms
 
 from conftest import photo
-from datasets.images import decode, load_image
+from datasets.images import decode, load_image, resized
 
 
 def saved(path, image, **options):
@@ -96,6 +96,14 @@ def test_resize_is_pillows_bilinear_to_height_and_width(tmp_path):
     image.save(tmp_path / "a.png")
     pixels = decode(tmp_path / "a.png", 48, 40)
     assert (pixels == np.asarray(transforms.resize(image, [48, 40]))).all()
+
+
+def test_columns_are_resized_first_whatever_pillow_does_by_itself():
+    """Pillow 13 begins with the rows of a tall image, and rounds in another way."""
+    pixels = np.random.default_rng(0).integers(0, 256, (768, 432, 3), np.uint8)
+    columns = resized(Image.fromarray(pixels), 768, 384)
+    wanted = resized(Image.fromarray(columns), 384, 384)
+    assert (resized(Image.fromarray(pixels), 384, 384) == wanted).all()
 
 
 def test_whole_jpegs_with_more_around_their_pixels_are_read(tmp_path):

@@ -14,8 +14,10 @@ from PIL import Image
 import predict_resnet_improved as predict
 from checkpoints import predicted
 from conftest import ROOT, photo
+from data_loader import MEAN, STD
 from devices import choose_precision
 from errors import RunError
+from evaluation import crops_of_each
 
 
 def test_the_score_of_an_image_depends_on_nothing_else(trained, checkpoint):
@@ -29,6 +31,46 @@ def test_the_score_of_an_image_depends_on_nothing_else(trained, checkpoint):
     assert np.allclose(turned["score"][::-1], alone, atol=2e-5)
     shares = together[["w1", "w2", "w3", "w4"]].to_numpy()
     assert np.allclose(shares.sum(1), 1, atol=1e-4)
+
+
+def test_scores_are_sorted_and_shown_on_a_page(trained, checkpoint, tmp_path, capsys):
+    folder = trained / "koniq-10k" / "1024x768"
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    flags = ["--checkpoint", checkpoint, folder, tmp_path / "broken.jpg", "--test_patch_num", 1]
+    predicted(capsys, *flags, "--output", tmp_path / "scores.csv", status=1)
+    table = pd.read_csv(tmp_path / "scores.csv").sort_values("score")
+    said = predicted(capsys, *flags, "--sort", "--html", tmp_path / "page.html", status=1)
+    lines = [line.split("\t") for line in said.out.splitlines()]
+    assert len(lines) == 11 and [path for path, _ in lines] == list(table["path"])
+    scores = [float(line.split()[0]) for _, line in lines]
+    assert scores == pytest.approx(list(table["score"]), abs=1e-3)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<figure ") == 11 and "broken.jpg: cannot identify" in page
+    assert "resnet_improved_ms_att_last.pth (resnet_improved_ms_att, resnet50), trained" in page
+
+
+def test_complete_images_are_scored_in_one_pass(trained, checkpoint, monkeypatch):
+    seen = []
+
+    def look(_, batches, **__):
+        seen.extend(batches)
+        return torch.zeros(2), None
+
+    monkeypatch.setattr(predict, "score_crops", look)
+    paths = sorted((trained / "koniq-10k" / "1024x768").iterdir())[:2]
+    model = predict.load_model(checkpoint, "cpu")
+    model.config["flags"] |= {"test_crop": "full", "test_flip": False}  # the default from now on
+    predict.score_images(model, paths)
+    assert seen[0]["crops"].shape == (2, 3, 48, 40) and not seen[0]["flips"].any()
+    decoded = predict.decode(paths[1], 48, 40).transpose(2, 0, 1)
+    assert (seen[0]["crops"][1].numpy() == decoded).all()
+
+    model.config["flags"]["test_flip"] = True  # as its training evaluated
+    predict.score_images(model, paths[0])
+    assert seen[1]["flips"].tolist() == [False, True]
+    model.backbone.input_size = 32
+    with pytest.raises(RunError, match="takes images of 32 x 32 only"):
+        predict.score_images(model, paths, test_crop="full")
 
 
 def test_crops_are_those_of_the_checkpoints_preprocessing(trained, checkpoint, monkeypatch):
@@ -79,6 +121,72 @@ def test_one_path_is_scored_as_a_list_of_one(checkpoint, tmp_path):
     assert alone.equals(predict.score_images(model, [tmp_path / "a.png"], test_patch_num=4))
 
 
+def test_images_in_memory_are_scored_as_their_files(trained, checkpoint, tmp_path):
+    paths = sorted((trained / "koniq-10k" / "1024x768").iterdir())[:2]
+    grey, exif = Image.open(paths[0]).convert("L"), Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    grey.resize((90, 60)).save(tmp_path / "turned.png", exif=exif)
+    grey.convert("RGBA").save(tmp_path / "clear.png")
+    levels = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    paths += [tmp_path / name for name in ("turned.png", "clear.png", "deep.png")]
+    model = predict.load_model(checkpoint, "cpu")
+    files = predict.score_images(model, paths, test_patch_num=1)
+
+    def same(images, rows=slice(None)) -> None:
+        table = predict.score_images(model, images, test_patch_num=1)
+        assert list(table["path"]) == [f"image {i}" for i in range(len(table))]
+        wanted = files.iloc[rows].reset_index(drop=True)
+        columns = ["score", "w1", "w4"]
+        assert np.allclose(table[columns], wanted[columns], atol=2e-5)  # of batches of other sizes
+        assert list(table["error"]) == list(wanted["error"])
+
+    same([Image.open(path) for path in paths])
+    opened = Image.open(paths[0])
+    same([opened, opened], [0, 0])
+    same([np.asarray(Image.open(path)) for path in paths[:2]], slice(0, 2))
+    same(np.stack([np.asarray(Image.open(path)) for path in paths[:2]]), slice(0, 2))
+    same(np.asarray(opened), slice(0, 1))
+    same(opened, slice(0, 1))
+    by_series = predict.score_images(model, pd.Series(map(str, paths)), test_patch_num=1)
+    assert by_series.equals(files)
+
+
+def test_what_is_no_image_in_memory_is_said(checkpoint):
+    model = predict.load_model(checkpoint, "cpu")
+    wrong = [np.zeros((64, 64, 3)), np.zeros((3, 64, 64), np.uint8), torch.zeros(3, 64, 64), None]
+    table = predict.score_images(model, wrong, test_patch_num=1)
+    assert table["score"].isna().all()
+    for error, said in zip(
+        table["error"], ["an array of float64", "an array of uint8", "a Tensor", "a NoneType"]
+    ):
+        assert error.startswith(said) and "give" in error
+
+
+def test_the_model_is_a_loss_whose_gradient_reaches_the_image(checkpoint):
+    """As docs/prediction.md shows it: gradients, and steps along them that raise the score."""
+    model = predict.load_model(checkpoint, "cpu").requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+
+    def quality(images):  # RGB in 0..1, (B, 3, H, W)
+        return model((images - mean) / std)[0]  # (B,)
+
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images.requires_grad_()
+    scores = quality(images)
+    (gradient,) = torch.autograd.grad(scores.sum(), images)
+    assert gradient.shape == images.shape and gradient.isfinite().all()
+    assert (gradient.abs().amax((1, 2, 3)) > 0).all()
+    # The gradient is that of the score: by a small step along it the score grows by its norm.
+    norms = gradient.flatten(1).norm(dim=1)
+    step = 1e-2 * gradient / norms[:, None, None, None]
+    with torch.no_grad():
+        grown = (quality(images + step) - quality(images - step)) / 2e-2
+    torch.testing.assert_close(grown, norms, rtol=0.1, atol=0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_a_folder_scan_takes_what_can_be_read_and_says_what_it_leaves_out(
     checkpoint, tmp_path, capsys
 ):
@@ -116,6 +224,7 @@ def test_outputs_are_checked_before_any_work(tmp_path, capsys):
         (["--output", tmp_path / "folder.csv"], "folder.csv: is a folder"),
         (["--output", tmp_path / "file" / "a.csv"], "a.csv: no folder"),
         (["--heatmap", tmp_path / "file"], "--heatmap"),
+        (["--html", tmp_path / "none" / "a.html"], f"a.html: no folder {tmp_path}/none; make"),
     ):
         said = predicted(capsys, *flags, tmp_path / "a.png", *arguments, status=1)
         assert message in said.err and len(said.err.splitlines()) == 1
@@ -135,6 +244,8 @@ def test_outputs_are_checked_before_any_work(tmp_path, capsys):
         (["--test_on", "nothing=y"], "takes NAME=DIR"),
         (["--test_on", "biq2021"], "takes NAME=DIR"),
         (["x.jpg", "--output", "x.txt"], "ends in .csv or .json"),
+        (["x.jpg", "--html", "x.txt"], "ends in .html"),
+        (["--test_on", "biq2021=y", "--sort"], "are for images to score"),
         (["x.jpg", "--checkpoint", "b.pth"], "several are for --test_on"),
         (["x.jpg", "--csv", "scores.csv"], "are for --test_on csv=DIR"),
         (["x.jpg", "--image_dir", "a"], "--image_dir is for one --test_on"),
@@ -154,12 +265,12 @@ def test_wrong_arguments_get_one_sentence(arguments, message, capsys):
 
 
 def test_crops_fit_what_is_asked_for():
-    assert predict.crops_of_each("random", None, 20) == 20
-    assert predict.crops_of_each("grid", None, 20) == 16  # the preset of SMART-IQA has 20
-    assert predict.crops_of_each("grid", 9, 20) == 9
-    assert predict.crops_of_each("center", None, 25) == 1
+    assert crops_of_each("random", None, 20) == 20
+    assert crops_of_each("grid", None, 20) == 16  # the preset of SMART-IQA has 20
+    assert crops_of_each("grid", 9, 20) == 9
+    assert crops_of_each("center", None, 25) == 1
     with pytest.raises(RunError, match="takes a square number"):
-        predict.crops_of_each("grid", 20, 25)
+        crops_of_each("grid", 20, 25)
 
 
 def test_the_precision_is_that_of_the_training(checkpoint):

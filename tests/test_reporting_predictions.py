@@ -161,11 +161,12 @@ def test_predictions_alone_have_tables_and_a_page(tmp_path, capsys, koniq_labels
     assert row["label"] == "good over bad" and row["difference"]["low"] > 0
     assert results["krasula_comparisons"][0]["auc_ds"]["low"] > 0
     assert 0.5 < results["measures"]["auc_ds"]["bad"]["value"] < 1
-    assert {p.name for p in (out / "figures").iterdir()} == {"forest.png", "forest.pdf"}
+    figures = {p.name for p in (out / "figures").iterdir()}
+    assert figures == {f"{s}.{k}" for s in ("forest", "models", "thirds") for k in ("png", "pdf")}
     text = (out / "report.md").read_text()
     for heading in ("Different or similar", "Size of the errors", "SRCC by third", "Provenance"):
         assert f"## {heading}" in text
-    assert "data:image/png" in (out / "report.html").read_text() and " nan" not in text
+    assert (out / "report.html").read_text().count("<svg role=") == 4 and " nan" not in text
 
 
 @pytest.fixture
