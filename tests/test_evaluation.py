@@ -3,12 +3,13 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import data_loader as data
 from datasets.pixel_store import PixelStore
-from evaluation import evaluate, mean_by_image, score_crops
+from evaluation import evaluate, mean_by_image, predictions_frame, score_crops
 from experiment import rows_of
 from folding import folded
 from models_resnet_improved import ResNetImproved
@@ -97,3 +98,14 @@ def test_folding_batch_norms_changes_no_score(model):
     torch.testing.assert_close(folded_scores, scores, rtol=1e-4, atol=1e-4)
     if weights is not None:
         torch.testing.assert_close(folded_weights, weights, rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_keep_what_is_known_of_the_votes():
+    table = pd.DataFrame({"image": ["a", "b"], "mos": [20.0, 50.0], "split": "test", "row": [0, 1]})
+    scores, weights = np.array([21.0, 48.0]), np.full((2, 4), 0.25)
+    plain = predictions_frame(table, scores, None)
+    assert list(plain) == ["split", "image", "mos", "score"]
+    table = table.assign(mos_sd=[10.0, 12.123456], votes=[30, 31])
+    found = predictions_frame(table, scores, weights)
+    assert list(found)[4:] == ["w1", "w2", "w3", "w4", "mos_sd", "votes"]
+    assert found["mos_sd"].tolist() == [10, 12.1235] and found["votes"].tolist() == [30, 31]
