@@ -249,7 +249,7 @@ def test_random_splits_give_medians_and_the_corrected_t_test(tmp_path, capsys):
     assert "Medians over 4 random splits (seeds 1, 2, 3, 4)" in text
     assert "No contact sheet: each seed has its own test images" in text
     assert "Medians over 4 random splits" in (tmp_path / "table.tex").read_text()
-    assert "median SRCC over 4 random splits" in (tmp_path / "paragraph.tex").read_text()
+    assert "Medians are over 4 random splits" in (tmp_path / "paragraph.tex").read_text()
 
 
 def test_without_validation_the_last_epoch_counts(tmp_path, capsys):
