@@ -118,7 +118,8 @@ def score_crops(
     if compiled:
         compile_in_place(model, device)
     scores, weights = [], []
-    with torch.inference_mode(), autocast(device, precision):
+    # Not inference_mode, in which autocast would cast all weights again for each batch.
+    with torch.no_grad(), autocast(device, precision):
         for batch in batches:
             score, stage_weights = model(data.to_network_input(batch, device))
             scores.append(score.clone())  # a CUDA graph writes its next result in its place
@@ -251,7 +252,7 @@ def load_model(
             "split_unknown": True,
         }
         model.trained_on = None
-        return model.to(device)
+        return model.to(device, memory_format=torch.channels_last)
     state = load_checkpoint(checkpoint)
     flags = state["config"]["flags"] | {"backbone_weights": "none"}
     model = build_model(flags, initial_score=50.0)
@@ -300,8 +301,8 @@ def folded(model: "nn.Module") -> "nn.Module":
 
     In eval mode BatchNorm is one multiplication and one addition per channel, which weights and
     bias of the convolution before it take in: the same scores, up to rounding, in less time. Which
-    BatchNorm follows a convolution shows in a forward pass. timm's BatchNorms hold an activation,
-    which stays.
+    BatchNorm follows a convolution shows in a forward pass. timm's BatchNorms and those of training
+    hold an activation, which stays.
     """
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -310,7 +311,7 @@ def folded(model: "nn.Module") -> "nn.Module":
     names = {module: name for name, module in model.named_modules()}
     for conv, norm in convolutions_with_norm(model):
         rest = nn.Identity()
-        if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        if type(norm) is not nn.BatchNorm2d:
             if not (hasattr(norm, "drop") and hasattr(norm, "act")):
                 continue  # it may do something else besides
             rest = nn.Sequential(norm.drop, norm.act)
@@ -333,7 +334,7 @@ def convolutions_with_norm(model: "nn.Module") -> list[tuple["nn.Module", "nn.Mo
             found.append((made[id(inputs[0])][0], module))
 
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)):
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
             hooks.append(module.register_forward_hook(note))
     if not hooks:
         return []

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,14 +23,15 @@ PARTS = ("model", "optimizer", "scheduler", "scaler")  # of a learner's state
 class Learner:
     """A network in training.
 
-    model: the network. network: what a step calls: the model itself, or with several processes
-    DistributedDataParallel around it. costs: its parameters, the multiply-adds of one crop, the
-    dropout rates that no flag gives, and mean and standard deviation by which its input is
-    normalised.
+    model: the network. parameters: its own, listed once. network: what a step calls: the model
+    itself, or with several processes DistributedDataParallel around it. costs: its parameters, the
+    multiply-adds of one crop, the dropout rates that no flag gives, and mean and standard deviation
+    by which its input is normalised.
     """
 
     model: "nn.Module"
     network: "nn.Module"
+    parameters: "list[nn.Parameter]"
     optimizer: "torch.optim.Optimizer"
     scheduler: "torch.optim.lr_scheduler.LRScheduler"
     scaler: "torch.amp.GradScaler"
@@ -45,6 +47,8 @@ class Learner:
     def restore(self, state: dict[str, dict]) -> None:
         for part in PARTS:
             getattr(self, part).load_state_dict(state[part])
+        for group in self.optimizer.param_groups:  # the state may be from another device
+            group["capturable"] = self.device.type == "cuda"
 
 
 def build_learner(
@@ -61,6 +65,8 @@ def build_learner(
     """
     import torch
 
+    from training.batch_norm import use_batch_norm
+
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = True  # the linear layers of the head stay float32
     torch.manual_seed(args.seed)
@@ -71,13 +77,23 @@ def build_learner(
         "rates": getattr(model, "rates", {}),
         "normalisation": [*map(list, model.backbone.normalisation)],  # as JSON gives it back
     }
+    use_batch_norm(model)
     model.to(device, memory_format=torch.channels_last)
     if args.compile:
         compile_in_place(model, device)
     optimizer, scheduler = build_optimizer(args, model, steps)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     return Learner(
-        model, model, optimizer, scheduler, scaler, device, precision, args.gradient_clip, costs
+        model=model,
+        network=model,
+        parameters=list(model.parameters()),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=scaler,
+        device=device,
+        precision=precision,
+        gradient_clip=args.gradient_clip,
+        costs=costs,
     )
 
 
@@ -94,13 +110,24 @@ def build_optimizer(args: argparse.Namespace, model: "nn.Module", steps: int):
         [{"params": backbone, "lr": args.lr}, {"params": new, "lr": args.lr * args.lr_ratio}],
         weight_decay=args.weight_decay,
         fused=True,
+        capturable=new[0].is_cuda,  # in a CUDA graph
     )
     factor = learning_rate_factor
     if args.schedule == "step":
         factor = step_factor
         steps = steps // args.epochs * STEP_EPOCHS
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step, steps))
-    return optimizer, scheduler
+
+    class Rates(torch.optim.lr_scheduler.LambdaLR):
+        """LambdaLR with rates of float32, which a CUDA graph reads from the device."""
+
+        def get_lr(self) -> list[float]:
+            return [*map(as_float32, super().get_lr())]
+
+    return optimizer, Rates(optimizer, lambda step: factor(step, steps))
+
+
+def as_float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def learning_rate_factor(step: int, total: int) -> float:
@@ -134,7 +161,11 @@ class StepResults:
         """Copy a step's scores (B,) and loss, as a CUDA graph overwrites its results."""
         self.scores[self.crops : self.crops + len(scores)] = scores
         self.losses[self.steps] = loss
-        self.crops, self.steps = self.crops + len(scores), self.steps + 1
+        self.count(len(scores))
+
+    def count(self, crops: int) -> None:
+        """One step more, of so many crops, whose results are there already."""
+        self.crops, self.steps = self.crops + crops, self.steps + 1
 
     def so_far(self) -> tuple["np.ndarray", "np.ndarray"]:
         """Scores (crops,) and losses (steps,) of the steps since `clear`."""

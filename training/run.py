@@ -38,6 +38,11 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Prepared:
     """
     labels = load_labels(args)  # before torch is loaded, as much can be wrong with it
     device = choose_device(args.device)
+    if args.compile and ranks.count > 1:
+        raise RunError(
+            "--compile is for one process: with several, compiled BatchNorms are known to be "
+            "slower than others; leave it out, or train without torchrun"
+        )
     ranks.start(device)
     keep_freed_memory()
     table, _ = labels
@@ -87,6 +92,7 @@ class Run:
 
         self.epochs, self.evaluated = [], []
         self.results = StepResults(self.crops, self.steps, device)
+        self.graphed = None  # GraphedSteps, if full batches are trained by a CUDA graph
         self.forget_steps()
         self.saved = time.monotonic()
         if ranks.count > 1:
@@ -95,7 +101,7 @@ class Run:
                     f"{len(self.test_table)} images to evaluate can't be shared by {ranks.count} "
                     "processes: give torchrun a smaller --nproc-per-node"
                 )
-            self.learner.network = distributed(self.learner.model, device)
+            self.learner.network = distributed(self.learner.model)
             if ranks.rank:  # its own dropout
                 torch.manual_seed(args.seed + 2**32 * ranks.rank)
 
