@@ -15,8 +15,11 @@ from datasets.labels import DATASETS, count_splits, label_fingerprint, load_labe
 from datasets.readers import CsvOptions
 from errors import DataError, RunError
 from evaluation import (
+    check_takes,
     crops_of_each,
     evaluate,
+    evaluated_crops,
+    evaluated_size,
     evaluation_batch,
     evaluation_plan,
     precision_of,
@@ -60,13 +63,15 @@ def test_on(
         given = CsvOptions(image_dir=given.image_dir)
     is_known = model.trained_on is not None
     table, source = labels_to_test(model.config, options, dataset, given, split, is_known=is_known)
-    if options.patch_size > min(options.resize):
+    options.test_crop = test_crop or options.test_crop
+    if options.test_crop == "full":
+        check_takes(model, evaluated_size(options))
+    elif options.patch_size > min(options.resize):
         raise RunError(
             f"--test_on {dataset}: its images are resized to {options.resize[0]} x "
             f"{options.resize[1]}, smaller than the checkpoint's crops ({options.patch_size})"
         )
     options.store_dir, options.store_device, options.workers = store_dir, "cpu", 0
-    options.test_crop = test_crop or options.test_crop
     options.test_patch_num = crops_of_each(
         options.test_crop, test_patch_num, options.test_patch_num
     )
@@ -85,16 +90,17 @@ def test_on(
         )
 
     plan = evaluation_plan(options, opened.table)
-    batch_size = evaluation_batch(device, options.patch_size)
+    size, per_image = evaluated_size(options), evaluated_crops(options)
+    batch_size = evaluation_batch(device, size)
     progress = Progress(f"testing on {dataset}", len(plan), "crops", batch_size)
     scores, weights = evaluate(
         model,
-        progress(opened.loader(plan, batch_size)),
-        options.test_patch_num,
+        progress(opened.loader(plan, batch_size, size=size)),
+        per_image,
         device=device,
         precision=precision_of(model, amp),
     )
-    evaluated = opened.table.loc[plan[:: options.test_patch_num, 0]].reset_index(drop=True)
+    evaluated = opened.table.loc[plan[::per_image, 0]].reset_index(drop=True)
     found = predictions_frame(evaluated, scores, weights)
     found.insert(0, "dataset", dataset)
     return found[found["split"] == "test"].reset_index(drop=True)

@@ -57,13 +57,22 @@ def training_plan(
 
 
 def test_plan(
-    images: np.ndarray, *, crop: str, per_image: int, resize: tuple[int, int], patch_size: int
+    images: np.ndarray,
+    *,
+    crop: str,
+    per_image: int,
+    resize: tuple[int, int],
+    patch_size: int,
+    flip: bool = False,
 ) -> np.ndarray:
-    """The crops on which each image is evaluated, image by image: int32 (N * P, 4), never flipped.
+    """The crops on which each image is evaluated, image by image: int32 (N * P, 4).
 
     crop: 'random' (drawn once from TEST_SEED: the same in every epoch, configuration and run),
-    'grid' (a square grid; P = per_image must be a square number), or 'center' (P = 1).
+    'grid' (a square grid; P = per_image must be a square number), 'center' (P = 1), or 'full' (the
+    whole image; P = 1). flip: each crop is followed by its mirror image, which makes 2 P of them.
     """
+    if crop == "full":
+        per_image, resize = 1, (patch_size, patch_size)  # begins in the corner
     high, wide = resize[0] - patch_size, resize[1] - patch_size
     count = len(images) * per_image
     if crop == "random":
@@ -75,9 +84,11 @@ def test_plan(
         tops, lefts = np.tile(rows.ravel(), len(images)), np.tile(columns.ravel(), len(images))
     else:
         tops, lefts = np.full(count, high // 2), np.full(count, wide // 2)
-    return np.stack([np.repeat(images, per_image), tops, lefts, np.zeros(count)], 1).astype(
-        np.int32
-    )
+    plan = np.stack([np.repeat(images, per_image), tops, lefts, np.zeros(count)], 1)
+    if flip:
+        plan = np.repeat(plan, 2, axis=0)
+        plan[1::2, 3] = 1
+    return plan.astype(np.int32)
 
 
 def random_corners(
@@ -112,12 +123,13 @@ def jitter_plan(count: int, *, seed: int, epoch: int) -> np.ndarray:
 class Batches:
     """A map-style data set whose items are complete batches of a crop plan.
 
-    Item: a dict of tensors on the store's device: `crops` uint8 (B, 3, size, size) in
-    channels_last memory, `images` int64 (B,) (the plan's), `flips` bool (B,), and the numbers of
-    each augmentation (`jitter` float32 (B, 3)); and `divisor`, a float: the size of the complete
-    batch over the number of processes, of which this is number `rank` and takes its part. (A sum
-    over the part, divided by it, becomes the mean over the complete batch once the processes
-    average.) `rows` maps the plan's images to rows of the store.
+    size: side of the crops, or their height and width. Item: a dict of tensors on the store's
+    device: `crops` uint8 (B, 3, height, width) in channels_last memory, `images` int64 (B,) (the
+    plan's), `flips` bool (B,), and the numbers of each augmentation (`jitter` float32 (B, 3)); and
+    `divisor`, a float: the size of the complete batch over the number of processes, of which this
+    is number `rank` and takes its part. (A sum over the part, divided by it, becomes the mean over
+    the complete batch once the processes average.) `rows` maps the plan's images to rows of the
+    store.
     """
 
     def __init__(
@@ -126,7 +138,7 @@ class Batches:
         rows: np.ndarray,
         plan: np.ndarray,
         *,
-        patch_size: int,
+        size: "int | tuple[int, int]",
         batch_size: int,
         augmentations: dict[str, np.ndarray] | None = None,
         rank: int = 0,
@@ -134,7 +146,7 @@ class Batches:
     ):
         import torch
 
-        self.store, self.patch_size, self.batch_size = store, patch_size, batch_size
+        self.store, self.size, self.batch_size = store, size, batch_size
         self.rank, self.ranks = rank, ranks
         self.rows = torch.tensor(rows, device=store.device)
         self.plan = torch.tensor(plan, dtype=torch.int64, device=store.device)
@@ -157,7 +169,7 @@ class Batches:
         images, tops, lefts, flips = plan.unbind(1)
         batch = {
             "divisor": len(complete) / self.ranks,
-            "crops": self.store.crops(self.rows[images], tops, lefts, self.patch_size),
+            "crops": self.store.crops(self.rows[images], tops, lefts, self.size),
             "images": images,
             "flips": flips.bool(),
         }
@@ -213,7 +225,7 @@ def leave_signals_to_the_run(_: int) -> None:
 
 
 def to_network_input(batch: dict[str, "Tensor"], device: "torch.device") -> "Tensor":
-    """The batch on the device: float32 (B, 3, size, size), flipped, jittered, normalised there."""
+    """The batch on the device: float32 (B, 3, height, width), flipped, jittered, normalised."""
     import torch
 
     moved = {
@@ -267,13 +279,23 @@ class OpenData(NamedTuple):
     workers: int
     pin: bool
 
-    def loader(self, plan: np.ndarray, batch_size: int, **part) -> "torch.utils.data.DataLoader":
-        """The batches of a crop plan; `part` (augmentations, rank, ranks) as for Batches."""
+    def loader(
+        self,
+        plan: np.ndarray,
+        batch_size: int,
+        *,
+        size: "int | tuple[int, int] | None" = None,
+        **part,
+    ) -> "torch.utils.data.DataLoader":
+        """The batches of a crop plan; `part` (augmentations, rank, ranks) as for Batches.
+
+        size: of the crops, if it is not that of training.
+        """
         batches = Batches(
             self.store,
             self.table["row"].to_numpy(),
             plan,
-            patch_size=self.patch_size,
+            size=size or self.patch_size,
             batch_size=batch_size,
             **part,
         )

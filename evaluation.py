@@ -7,7 +7,6 @@ An image's score is the mean over its crops, so it depends on that image alone.
 """
 
 import argparse
-import copy
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ import data_loader as data
 from devices import autocast, choose_device, choose_precision, compile_in_place
 from errors import RunError
 from experiment import CONFIGURATIONS, PRESETS, RESNET50, configuration_name
+from folding import folded
 from metrics import agreement
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
@@ -40,8 +40,8 @@ LATER_FLAGS = {
     "score_range": None,
     "average_ratings": False,
     "image_dir": None,
+    "test_flip": False,
 }
-SMALLEST = 64  # side of an image that shows what a network computes, in pixels
 # How images are prepared for HyperIQA's published weights.
 HYPERIQA_FLAGS = {
     **LATER_FLAGS,
@@ -61,26 +61,50 @@ def evaluation_plan(args: argparse.Namespace, table: "pd.DataFrame") -> np.ndarr
 
     Each split has its own crops, so that test crops don't depend on the validation images.
     """
-    plans = [
-        data.test_plan(
-            np.flatnonzero(table["split"] == split),
-            crop=args.test_crop,
-            per_image=args.test_patch_num,
-            resize=args.resize,
-            patch_size=args.patch_size,
+    return np.concatenate(
+        [crops_of(args, np.flatnonzero(table["split"] == split)) for split in ("val", "test")]
+    )
+
+
+def crops_of(args: argparse.Namespace, images: np.ndarray) -> np.ndarray:
+    """The crops on which the flags have images (rows of the table) evaluated: int32 (N * P, 4)."""
+    return data.test_plan(
+        images,
+        crop=args.test_crop,
+        per_image=args.test_patch_num,
+        resize=args.resize,
+        patch_size=args.patch_size,
+        flip=args.test_flip,
+    )
+
+
+def evaluated_crops(args: argparse.Namespace) -> int:
+    """How many crops the plan of the flags has for each image, with their mirror images."""
+    return args.test_patch_num * (2 if args.test_flip else 1)
+
+
+def evaluated_size(args: argparse.Namespace) -> tuple[int, int]:
+    """Height and width of the crops on which the flags have images evaluated."""
+    return tuple(args.resize) if args.test_crop == "full" else (args.patch_size, args.patch_size)
+
+
+def check_takes(model: "nn.Module", size: tuple[int, int]) -> None:
+    """Raise RunError if the backbone takes no images of this height and width."""
+    only = model.backbone.input_size
+    if only and size != (only, only):
+        raise RunError(
+            f"--test_crop full: the backbone takes images of {only} x {only} only, and they are "
+            f"resized to {size[0]} x {size[1]}: give another --test_crop"
         )
-        for split in ("val", "test")
-    ]
-    return np.concatenate(plans)
 
 
 def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
     """Crops of each image: `given`, or if that is None the number of the training.
 
-    A center crop is one. A grid needs a square number: `trained` is reduced to one. Raises RunError
-    if `given` is none.
+    A center crop and a full image are one. A grid needs a square number: `trained` is reduced to
+    one. Raises RunError if `given` is none.
     """
-    if test_crop == "center":
+    if test_crop in ("center", "full"):
         return 1
     if test_crop == "grid":
         count = given or math.isqrt(trained) ** 2
@@ -90,10 +114,13 @@ def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
     return given or trained
 
 
-def evaluation_batch(device: "torch.device", patch_size: int) -> int:
-    """Crops in a batch of evaluation: more than in training, and fewer if they are large."""
+def evaluation_batch(device: "torch.device", size: tuple[int, int]) -> int:
+    """Crops in a batch of evaluation: more than in training, and fewer if they are large.
+
+    size: their height and width.
+    """
     most = 256 if device.type == "cuda" else 64
-    return max(1, int(most * min(1.0, (224 / patch_size) ** 2)))
+    return max(1, int(most * min(1.0, 224**2 / (size[0] * size[1]))))
 
 
 # Scores -----------------------------------------------------------------------------------------
@@ -257,11 +284,12 @@ def load_model(
     flags = state["config"]["flags"] | {"backbone_weights": "none"}
     model = build_model(flags, initial_score=50.0)
     try:
-        model.load_state_dict(of_this_version(state["model"]))
+        model.load_state_dict(of_this_version(state.get("average") or state["model"]))
     except RuntimeError as error:
         raise RunError(
             f"{checkpoint}: its weights are not those of {state['config']['model']}"
         ) from error
+    model.hyper_net.map_scores(*state.get("score_map", (1.0, 0.0)))  # of a run's state
     model.config, contents = state["config"], state.get("trained_on")
     model.trained_on = None if contents is None else {bytes(c).hex() for c in contents.numpy()}
     return model.eval().to(choose_device(device), memory_format=torch.channels_last)
@@ -294,56 +322,6 @@ def precision_of(model: "nn.Module", amp: str) -> str:
     if amp == "auto" and config.get("device") == device.type:
         return config.get("precision") or choose_precision(amp, device)
     return choose_precision(amp, device)
-
-
-def folded(model: "nn.Module") -> "nn.Module":
-    """A copy for inference whose convolutions do the work of the BatchNorms that follow them.
-
-    In eval mode BatchNorm is one multiplication and one addition per channel, which weights and
-    bias of the convolution before it take in: the same scores, up to rounding, in less time. Which
-    BatchNorm follows a convolution shows in a forward pass. timm's BatchNorms and those of training
-    hold an activation, which stays.
-    """
-    from torch import nn
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    model = copy.deepcopy(model).eval()
-    names = {module: name for name, module in model.named_modules()}
-    for conv, norm in convolutions_with_norm(model):
-        rest = nn.Identity()
-        if type(norm) is not nn.BatchNorm2d:
-            if not (hasattr(norm, "drop") and hasattr(norm, "act")):
-                continue  # it may do something else besides
-            rest = nn.Sequential(norm.drop, norm.act)
-        model.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
-        model.set_submodule(names[norm], rest)
-    return model
-
-
-def convolutions_with_norm(model: "nn.Module") -> list[tuple["nn.Module", "nn.Module"]]:
-    """Each convolution with the BatchNorm that reads its result, by a forward pass."""
-    import torch
-    from torch import nn
-
-    made, found, hooks = {}, [], []  # results are kept, so that each has another id
-
-    def note(module: nn.Module, inputs: tuple, result: "Tensor") -> None:
-        if isinstance(module, nn.Conv2d):
-            made[id(result)] = module, result
-        elif id(inputs[0]) in made:
-            found.append((made[id(inputs[0])][0], module))
-
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
-            hooks.append(module.register_forward_hook(note))
-    if not hooks:
-        return []
-    side = model.backbone.input_size or SMALLEST
-    with torch.inference_mode():
-        model(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
-    for hook in hooks:
-        hook.remove()
-    return found
 
 
 def multiply_adds(model: "nn.Module", patch_size: int) -> int:

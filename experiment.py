@@ -141,8 +141,18 @@ FREE_FLAGS = {
     *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name", "check"),
 }
 
+# Flags of the recipe that older records lack, with what was done before there were the flags.
+LATER_RECIPE = {
+    "loss": "l1",
+    "freeze_bn": False,
+    "ema": 0.0,
+    "warmup_epochs": 0.0,
+    "test_flip": False,
+}
+
 # The published recipes, as defaults of flags: HyperIQA's (its paper, sec. 4.2; docs/neighbours.md
-# says what differs from its code) and SMART-IQA's.
+# says what differs from its code), SMART-IQA's, and TOPIQ's (Chen et al., IEEE TIP 33, 2024;
+# docs/recipes.md), on the experiment's model.
 PRESETS = {
     "hyperiqa_paper": {
         "model": "hyperiqa",
@@ -167,6 +177,20 @@ PRESETS = {
         "epochs": 10,
         "train_patch_num": 20,
         "test_patch_num": 20,
+    },
+    "topiq": {
+        "loss": "mse+nin",
+        "freeze_bn": True,
+        "resize": (384, 512),
+        "patch_size": 384,
+        "train_patch_num": 1,
+        "test_crop": "full",
+        "lr": 3e-5,
+        "lr_ratio": 1.0,
+        "weight_decay": 1e-5,
+        "gradient_clip": 0.0,
+        "batch_size": 16,
+        "epochs": 200,
     },
 }
 

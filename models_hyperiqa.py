@@ -127,6 +127,14 @@ class PublishedHyperNet(nn.Module):
             biases = [bias(of_image) for bias in self.biases]
         return [*zip(weights, biases)]  # 5 x ((B, out, in), (B, out))
 
+    @torch.no_grad()
+    def map_scores(self, slope: float, offset: float) -> None:
+        """Change the layers, so that every score s becomes slope * s + offset."""
+        last = self.biases[-1]
+        for tensor in (*self.last_weight.parameters(), *last.parameters()):
+            tensor.mul_(slope)
+        last.bias += offset
+
 
 class HyperModel(nn.Module):
     """What HyperIQA and SMART-IQA share: backbone, local distortion, reducer, two networks.

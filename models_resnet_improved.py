@@ -231,6 +231,17 @@ class HyperNet(nn.Module):
         weights = [m.reshape(-1, *shape) for m, shape in zip(matrices, self.shapes)]
         return [*zip([*weights, last_weight], biases)]  # 5 x ((B, out, in), (B, out))
 
+    @torch.no_grad()
+    def map_scores(self, slope: float, offset: float) -> None:
+        """Change the layers, so that every score s becomes slope * s + offset.
+
+        The target network's last layer is linear, and these layers generate it.
+        """
+        last = self.biases.weight[-1:], self.biases.bias[-1:]
+        for tensor in (self.last_weight.weight, self.last_weight.bias, *last):
+            tensor.mul_(slope)
+        self.biases.bias[-1] += offset
+
 
 class TargetNet(nn.Module):
     """Five fully connected layers, whose weights differ from image to image (HyperIQA, eq. 4-5).

@@ -98,7 +98,7 @@ def score_images(
         patch_size=flags["patch_size"],
     )
     errors: dict[int, str] = {}
-    batch_size = batch_size or evaluation_batch(device, flags["patch_size"])
+    batch_size = batch_size or evaluation_batch(device, (flags["patch_size"],) * 2)
     progress = Progress("scoring", len(paths) * per_image, "crops", batch_size)
     batches = crop_batches(paths, plan, flags["resize"], flags["patch_size"], batch_size, errors)
     scores, weights = score_crops(

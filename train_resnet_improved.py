@@ -34,7 +34,14 @@ from console import command, described
 from datasets.labels import check_folder
 from devices import autocast, is_out_of_memory, peak_memory
 from errors import DataError, Interrupted, RunError
-from evaluation import agreement_by_split, evaluate, evaluation_batch, mean_by_image
+from evaluation import (
+    agreement_by_split,
+    evaluate,
+    evaluated_crops,
+    evaluated_size,
+    evaluation_batch,
+    mean_by_image,
+)
 from experiment import network_name
 from files import check_folder_for, make_folder
 from metrics import describe_stage_weights, srcc
@@ -42,6 +49,7 @@ from progress import TimeEstimate
 from training.flags import parse_args
 from training.graph import GraphedSteps, obstacle
 from training.learner import Learner, StepResults
+from training.losses import needs_scale
 from training.processes import Ranks, by_torchrun, died_elsewhere, end_workers, this_rank
 from training.records import HEADER, best_epoch, closing_lines, epoch_row
 from training.resume import begin, choose_run_name, resume_command, save_state
@@ -58,14 +66,13 @@ if TYPE_CHECKING:  # imported when work begins, so that --help and errors come a
 def train_step(
     learner: Learner, batch: "dict[str, Tensor]", mos: "Tensor"
 ) -> tuple["Tensor", "Tensor"]:
-    """One step by the mean L1 loss: the scores (B,) and the loss.
+    """One step: the scores (B,) and the loss of a batch.
 
     mos (N,) on the device: the label of each image of the plan. With several processes each has its
     part of a batch; the mean of their gradients is that of the complete batch. On a GPU nothing in
     it may wait for the device, or come from the host but for the batch: it may be in a CUDA graph.
     """
     import torch
-    import torch.nn.functional as F
 
     images = data.to_network_input(batch, learner.device)  # (B, 3, size, size)
     labels = mos[batch["images"].to(learner.device, non_blocking=True)]  # (B,)
@@ -73,7 +80,7 @@ def train_step(
     with autocast(learner.device, learner.precision, cache=False):
         score, _ = learner.network(images)
     assert score.shape == labels.shape, f"scores {score.shape} for labels {labels.shape}"
-    loss = F.l1_loss(score, labels, reduction="sum") / batch["divisor"]
+    loss = learner.loss_of(score, labels, batch["divisor"])
 
     learner.optimizer.zero_grad(set_to_none=True)
     learner.scaler.scale(loss).backward()
@@ -106,6 +113,8 @@ def train_one_epoch(
         else:
             results.add(*train_step(learner, batch, mos))
         learner.scheduler.step()
+        if learner.average is not None:
+            learner.average.update()
         if between_steps:
             between_steps()
 
@@ -163,28 +172,52 @@ def train_epoch(run: Run, epoch: int, *, announce: bool) -> np.ndarray:
 def evaluate_epoch(run: Run, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Scores (N,) and stage weights (N, 4) or None of all validation and test images.
 
+    For a loss that leaves the scale of the scores open, that is found first. Raises Interrupted.
+    """
+    run.ranks.share_buffers(run.learner.model)
+    what = f"epoch {epoch}/{run.args.epochs}"
+    if needs_scale(run.args.loss):
+        run.learner.score_map = (1.0, 0.0)
+        scores, _ = evaluate_plan(run, run.scale_plan, f"{what} scale of the scores")
+        images = run.scale_plan[:: len(run.scale_plan) // len(scores), 0]
+        run.learner.score_map = straight_line(scores, run.image_mos[images])
+    return evaluate_plan(run, run.test_plan, f"{what} evaluation")
+
+
+def evaluate_plan(run: Run, plan: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scores (N,) and stage weights (N, 4) or None of the images of a plan (N * P, 4).
+
     Each process evaluates every count-th image. Raises Interrupted.
     """
     args, ranks, learner = run.args, run.ranks, run.learner
-    batch_size = evaluation_batch(learner.device, args.patch_size)
-    plans = run.test_plan.reshape(-1, args.test_patch_num, 4)  # (N, P, 4)
-    plan = plans[ranks.rank :: ranks.count].reshape(-1, 4)
-    loader = run.data.loader(plan, batch_size)
-    progress = run.progress(f"epoch {epoch}/{args.epochs} evaluation", len(plan), batch_size)
-    ranks.share_buffers(learner.model)
+    per_image, size = evaluated_crops(args), evaluated_size(args)
+    batch_size = evaluation_batch(learner.device, size)
+    plans = plan.reshape(-1, per_image, 4)  # (N, P, 4)
+    part = plans[ranks.rank :: ranks.count].reshape(-1, 4)
+    loader = run.data.loader(part, batch_size, size=size)
+    progress = run.progress(what, len(part), batch_size)
     scores, weights = evaluate(
-        learner.model,
+        learner.evaluated(),
         progress(loader),
-        args.test_patch_num,
+        per_image,
         device=learner.device,
         precision=learner.precision,
         compiled=args.compile,
         between_steps=lambda: save_or_stop(run),
     )
-    most = -(-len(plans[:: ranks.count]) * args.test_patch_num // batch_size)  # of any process
+    most = -(-len(plans[:: ranks.count]) * per_image // batch_size)  # of any process
     for _ in range(most - len(loader)):
         save_or_stop(run)
-    return run.interleave(scores), None if weights is None else run.interleave(weights)
+    found = run.interleave(scores, len(plans))
+    return found, None if weights is None else run.interleave(weights, len(plans))
+
+
+def straight_line(scores: np.ndarray, mos: np.ndarray) -> tuple[float, float]:
+    """Slope and offset of the line from scores (N,) to MOS (N,) with the least squared error."""
+    if np.ptp(scores) < 1e-6:  # all the same, as of a network that has learnt nothing
+        return 1.0, float(np.mean(mos) - np.mean(scores))
+    slope, offset = np.polyfit(scores, mos, 1)
+    return float(slope), float(offset)
 
 
 def save_or_stop(run: Run, *, may_save: bool = False) -> None:
@@ -218,15 +251,19 @@ def learn(run: Run) -> None:
         scores, weights = evaluate_epoch(run, epoch)
         evaluated = time.monotonic()
 
-        fitted, fitted_images = mean_by_image(crop_scores, order)
+        slope, offset = run.learner.score_map
+        fitted, fitted_images = mean_by_image(slope * crop_scores + offset, order)
+        errors = np.abs(slope * crop_scores + offset - run.image_mos[order])
         sizes = np.diff([*range(0, run.crops, run.args.batch_size), run.crops])
         record = {
             "type": "epoch",
             "epoch": epoch,
             "loss": float(losses @ sizes / run.crops),
+            "l1": float(errors.mean()),
             "train_srcc": srcc(fitted, run.image_mos[fitted_images]),
             **agreement_by_split(run.test_table, scores),
             **({} if weights is None else describe_stage_weights(weights)),
+            **({"slope": slope, "offset": offset} if needs_scale(run.args.loss) else {}),
             "lr_backbone": rates[0],
             "lr_new": rates[1],
             "patches_per_second": left / (trained - began),
@@ -305,7 +342,7 @@ def run(args: argparse.Namespace) -> Trained:
         ) from error
     finally:
         end_workers(others)
-    return Trained([this.config, *this.epochs], this.learner.model.eval())
+    return Trained([this.config, *this.epochs], this.learner.evaluated().eval())
 
 
 def use_cuda_graph(run: Run) -> None:

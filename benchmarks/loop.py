@@ -92,7 +92,7 @@ class Ours:
             images, per_image=args.train_patch_num, seed=args.seed, epoch=1, **sizes
         )
         train_plan = np.resize(train_plan, (steps * args.batch_size, train_plan.shape[1]))
-        test_batch = evaluation_batch(self.device, args.patch_size)
+        test_batch = evaluation_batch(self.device, (args.patch_size, args.patch_size))
         test_images = np.resize(images, -(-steps * test_batch // self.crops))
         test_plan = data.test_plan(test_images, crop="random", per_image=self.crops, **sizes)
         self.train_loader = opened.loader(train_plan, args.batch_size)
@@ -137,7 +137,7 @@ class Bare:
         shape = (args.batch_size, 3, args.patch_size, args.patch_size)
         self.images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
         self.classes = torch.randint(1000, (args.batch_size,), device=device)
-        shape = (evaluation_batch(device, args.patch_size), *shape[1:])
+        shape = (evaluation_batch(device, shape[2:]), *shape[1:])
         self.test_images = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
 
     def train(self) -> int:

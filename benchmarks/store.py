@@ -59,7 +59,7 @@ def reading(args: argparse.Namespace, opened: data.OpenData, rounds: int) -> dic
     rows = opened.table["row"].to_numpy()
     size = {"resize": args.resize, "patch_size": args.patch_size}
     plan = data.training_plan(np.arange(len(rows)), per_image=4, seed=0, epoch=1, **size)
-    batches = data.Batches(opened.store, rows, plan, patch_size=args.patch_size, batch_size=32)
+    batches = data.Batches(opened.store, rows, plan, size=args.patch_size, batch_size=32)
     source = np.zeros((args.patch_size, args.patch_size, 3), np.uint8)
     target = np.empty((32, args.patch_size, args.patch_size, 3), np.uint8)
     opened.store.pixels.max()  # now all of it is in memory

@@ -65,15 +65,21 @@ class PixelStore:
                 )
             self.checked[row] = True
 
-    def crops(self, rows: "Tensor", tops: "Tensor", lefts: "Tensor", size: int) -> "Tensor":
-        """The crops at (rows, tops, lefts): uint8 (B, 3, size, size) in channels_last memory."""
+    def crops(
+        self, rows: "Tensor", tops: "Tensor", lefts: "Tensor", size: int | tuple[int, int]
+    ) -> "Tensor":
+        """The crops at (rows, tops, lefts): uint8 (B, 3, height, width) in channels_last memory.
+
+        size: their side, or height and width.
+        """
         import torch
 
         self.check(rows.numpy())
-        crops = torch.empty((len(rows), size, size, 3), dtype=torch.uint8)
+        height, width = sides(size)
+        crops = torch.empty((len(rows), height, width, 3), dtype=torch.uint8)
         corners = zip(rows.tolist(), tops.tolist(), lefts.tolist())
         for crop, (row, top, left) in zip(crops.numpy(), corners):
-            crop[:] = self.pixels[row, top : top + size, left : left + size]
+            crop[:] = self.pixels[row, top : top + height, left : left + width]
         return crops.permute(0, 3, 1, 2)
 
 
@@ -93,14 +99,21 @@ class DeviceStore:
             part = torch.from_numpy(np.array(store.pixels[start : start + 256]))
             self.pixels[start : start + 256] = part.to(device)
 
-    def crops(self, rows: "Tensor", tops: "Tensor", lefts: "Tensor", size: int) -> "Tensor":
+    def crops(
+        self, rows: "Tensor", tops: "Tensor", lefts: "Tensor", size: int | tuple[int, int]
+    ) -> "Tensor":
         """The same as PixelStore.crops, from index tensors on the device; does not synchronise."""
         import torch
 
-        side = torch.arange(size, device=self.device)
-        down, across = tops[:, None] + side, lefts[:, None] + side  # (B, size) each
+        height, width = (torch.arange(side, device=self.device) for side in sides(size))
+        down, across = tops[:, None] + height, lefts[:, None] + width  # (B, height), (B, width)
         crops = self.pixels[rows[:, None, None], down[:, :, None], across[:, None, :]]
-        return crops.permute(0, 3, 1, 2)  # (B, 3, size, size)
+        return crops.permute(0, 3, 1, 2)  # (B, 3, height, width)
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of crops: `size` is both, or these two."""
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def open_store(

@@ -16,6 +16,7 @@ from errors import ReportError, first_line
 from experiment import (
     CONFIGURATIONS,
     FREE_FLAGS,
+    LATER_RECIPE,
     MODELS,
     NEIGHBOURS,
     RESNET50,
@@ -255,7 +256,7 @@ def differences(run: FinishedRun, other: FinishedRun, ignored: set[str]) -> list
     old, new = (
         {
             f"--{k}": Path(v).name if k == "backbone_weights" else v
-            for k, v in r.config["flags"].items()
+            for k, v in (LATER_RECIPE | r.config["flags"]).items()
             if k not in ignored
         }
         | {"data": r.config["data_fingerprint"], "precision": r.config["precision"]}

@@ -14,8 +14,8 @@ from backbones import build_backbone
 from conftest import ROOT
 from data_loader import MEAN, STD
 from errors import RunError, WeightsError
-from evaluation import convolutions_with_norm, folded
 from experiment import FULL, RESNET50, STATIC, WIDE, rows_of
+from folding import convolutions_with_norm, folded
 from models_resnet_improved import ResNetImproved
 from training.batch_norm import use_batch_norm
 

@@ -3,6 +3,7 @@
 Kernels add in an order that varies, so that runs are compared within a tolerance.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -65,7 +66,7 @@ def parts(tmp_path):
         store,
         np.arange(6),
         plan,
-        patch_size=32,
+        size=32,
         batch_size=6,
         augmentations={"jitter": data.jitter_plan(len(plan), seed=0, epoch=1)},
     )
@@ -92,11 +93,10 @@ def test_no_step_waits_for_the_gpu(parts):
 def test_a_cuda_graph_trains_what_ordinary_steps_do(parts):
     learner, batches, mos, results = parts
     loader = data.make_loader(batches, workers=0, pin=False)
-    before = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    before = copy.deepcopy(learner.state())
     found = []
     for graphed in (None, GraphedSteps(train.train_step, learner, mos, results)):
-        learner.model.load_state_dict(before)
-        learner.optimizer.state.clear()
+        learner.restore(copy.deepcopy(before))
         for _ in range(2):  # two epochs of one graph
             results.clear()
             torch.manual_seed(0)

@@ -81,7 +81,7 @@ def store(tmp_path):
 def make_batches(store, **options):
     rows = np.array([5, 4, 3, 2, 1, 0])
     plan = data.training_plan(np.arange(6), per_image=3, seed=0, epoch=1, **PLAN)
-    return data.Batches(store, rows, plan, patch_size=32, batch_size=4, **options)
+    return data.Batches(store, rows, plan, size=32, batch_size=4, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -98,9 +98,10 @@ def trained(folder, out: Path, *flags, ranks=1, restarts=0, dies_at=0, stops_at=
     )
 
 
-def test_two_processes_do_the_work_of_one(folder, tmp_path):
+@pytest.mark.parametrize("loss", ["l1", "mse+nin"])
+def test_two_processes_do_the_work_of_one(folder, tmp_path, loss):
     flags = ["--epochs", 1, "--dropout_rate", 0, "--train_patch_num", 5, "--batch_size", 10]
-    flags += ["--color_jitter", "--patch_size", 40]  # stage 4 is 2 x 2
+    flags += ["--color_jitter", "--patch_size", 40, "--loss", loss]  # stage 4 is 2 x 2
     for ranks in (1, 2):
         done = trained(folder, tmp_path / str(ranks), *flags, ranks=ranks)
         assert done.returncode == 0, done.stderr

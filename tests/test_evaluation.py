@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import data_loader as data
 from datasets.pixel_store import PixelStore
-from evaluation import evaluate, folded, mean_by_image, score_crops
+from evaluation import evaluate, mean_by_image, score_crops
 from experiment import rows_of
+from folding import folded
 from models_resnet_improved import ResNetImproved
 
 
@@ -60,7 +61,7 @@ def test_evaluation_means_over_each_images_own_crops(tmp_path, batch_size):
     images = np.array([4, 0, 5])
     plan = data.test_plan(images, crop="random", per_image=5, resize=(48, 40), patch_size=32)
     loader = data.make_loader(
-        data.Batches(store, np.arange(6), plan, patch_size=32, batch_size=batch_size),
+        data.Batches(store, np.arange(6), plan, size=32, batch_size=batch_size),
         workers=0,
         pin=False,
     )

@@ -1,10 +1,14 @@
-"""What learns: rates, compiled networks."""
+"""What learns: rates, compiled networks, where a CUDA graph applies."""
+
+import argparse
 
 import pytest
 import torch
 
+from datasets.pixel_store import DeviceStore
 from devices import compile_in_place
 from models_resnet_improved import ResNetImproved
+from training.graph import obstacle
 from training.learner import learning_rate_factor
 
 
@@ -12,6 +16,18 @@ def test_the_rate_falls_from_the_start_to_one_percent_and_never_rises():
     factors = [learning_rate_factor(step, 100) for step in range(101)]
     assert factors[0] == 1 and factors[-1] == pytest.approx(0.01)
     assert factors == sorted(factors, reverse=True)
+
+
+def test_where_a_cuda_graph_does_not_apply_it_says_why():
+    store, args = object.__new__(DeviceStore), argparse.Namespace(compile=False)
+    learner = argparse.Namespace(precision="bf16")
+    assert obstacle(args, store, learner, processes=1) is None
+    assert "not on a GPU" in obstacle(args, None, learner, processes=1)
+    assert "several processes" in obstacle(args, store, learner, processes=2)
+    args.compile = True
+    assert "--compile" in obstacle(args, store, learner, processes=1)
+    learner.precision = "fp16"
+    assert "fp16" in obstacle(args, store, learner, processes=1)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_documented_training_commands_are_understood(text):
 
 def test_training_commands_of_all_pages_are_understood():
     commands = arguments_of("train_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         parse_args(command)
 
@@ -177,7 +177,7 @@ def test_every_model_recipe_and_data_set_is_documented():
         assert f"`{model}`" in PAGES["docs/neighbours.md"], model
         assert f"{complete.parameters:,}" in PAGES["docs/neighbours.md"], model
     for preset in PRESETS:
-        assert f"`--preset {preset}`" in PAGES["docs/neighbours.md"], preset
+        assert f"`{preset}`" in PAGES["docs/recipes.md"], preset
     for name in DATASETS:
         assert re.search(f"`(--dataset )?{name}`", PAGES["docs/data-sets.md"]), name
 

@@ -78,6 +78,8 @@ def test_each_network_has_its_own_attention(tmp_path):
 def test_other_settings_are_never_compared(logs, capsys):
     write_run(logs, "exp4", MODELS[1], 12, seed=1, lr=1e-3)
     assert "--lr 0.0001 and 0.001" in reported(logs, capsys, status=1)[2]
+    write_run(logs, "exp4", MODELS[1], 12, seed=1, loss="nin")  # the others are older than --loss
+    assert "--loss l1 and nin" in reported(logs, capsys, status=1)[2]
     write_run(logs, "exp4", MODELS[1], 12)
     assert "with seed 42 was found 2 times" in reported(logs, capsys, status=1)[2]
 

@@ -12,7 +12,8 @@ from datasets.flags import (
     resolve_data_flags,
     with_negative_numbers,
 )
-from experiment import MODELS, PRESETS, RESNET50, configuration_name
+from experiment import LATER_RECIPE, MODELS, PRESETS, RESNET50, configuration_name
+from training.losses import LOSSES
 
 # Defaults of --dropout_rate. SMART-IQA's is that of its code; HyperIQA has no dropout.
 DROPOUT, SMART_DROPOUT, HYPERIQA_DROPOUT = 0.3, 0.4, 0.0
@@ -32,8 +33,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--preset",
         choices=sorted(PRESETS),
-        help="a published recipe as the defaults, which other flags override; see "
-        "docs/neighbours.md",
+        help="a recipe as the defaults, which other flags override; see docs/recipes.md and, for "
+        "hyperiqa_paper and smart_iqa, docs/neighbours.md",
     )
     group = parser.add_argument_group("model")
     flag = group.add_argument
@@ -90,6 +91,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "of timm's backbone, .pth or .safetensors; for resnet50 also imagenet1k_v1, imagenet1k_v2; "
         "with BACKBONE= for that backbone only",
     )
+    flag(
+        "--freeze_bn",
+        action=argparse.BooleanOptionalAction,
+        default=LATER_RECIPE["freeze_bn"],
+        help="the BatchNorms of the backbone keep the statistics, weights and biases that they "
+        "came with, which makes training faster",
+    )
 
     group = parser.add_argument_group("data")
     flag = group.add_argument
@@ -114,14 +122,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=25,
         metavar="N",
         help="crops per evaluated image, whose mean is its score; a square number for --test_crop "
-        "grid; always 1 for center",
+        "grid; always 1 for center and full",
     )
     crop = group.add_mutually_exclusive_group()
     crop.add_argument(
         "--test_crop",
-        choices=["random", "grid", "center"],
+        choices=["random", "grid", "center", "full"],
         default="random",
-        help="crops of evaluated images; random: the same in every epoch, configuration and run",
+        help="crops of evaluated images; random: the same in every epoch, configuration and run; "
+        "full: the whole resized image at once, whose size should be near --patch_size",
     )
     crop.add_argument(
         "--test_random_crop",
@@ -130,6 +139,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         const="random",
         default=argparse.SUPPRESS,
         help="the same as --test_crop random",
+    )
+    flag(
+        "--test_flip",
+        action=argparse.BooleanOptionalAction,
+        default=LATER_RECIPE["test_flip"],
+        help="evaluate the mirror image of each crop as well",
     )
     jitter = group.add_mutually_exclusive_group()
     jitter.add_argument(
@@ -200,10 +215,33 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--optimizer", choices=["adamw", "adam"], default="adamw", help="adam: as HyperIQA")
     flag(
         "--schedule",
-        choices=["cosine", "step"],
+        choices=["cosine", "step", "constant"],
         default="cosine",
         help="decay of the learning rates; cosine: to 1%%; step: to a tenth every six epochs, as "
-        "HyperIQA",
+        "HyperIQA; constant: none",
+    )
+    flag(
+        "--warmup_epochs",
+        type=number(float, 0, 10_000),
+        default=LATER_RECIPE["warmup_epochs"],
+        metavar="X",
+        help="the learning rates rise linearly over the first X epochs; the decay begins then",
+    )
+    flag(
+        "--loss",
+        choices=LOSSES,
+        default=LATER_RECIPE["loss"],
+        help="what is minimised; nin: Norm-in-Norm, over the images of a batch; sums with nin: "
+        "errors in tens of points, plus nin; nin and plcc alone: a straight line from the scores "
+        "to MOS is fitted after each epoch, on training images",
+    )
+    flag(
+        "--ema",
+        type=number(float, 0, 1, open_end=True),
+        default=LATER_RECIPE["ema"],
+        metavar="DECAY",
+        help="evaluate and save an average of the weights over the steps, which keeps this much of "
+        "itself at each step, such as 0.99; 0: the weights themselves",
     )
     flag(
         "--seed",
@@ -337,7 +375,9 @@ def resolve_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if args.model != "resnet_improved" and args.patch_size != 224:
         parser.error(f"--patch_size {args.patch_size}: --model {args.model} needs --patch_size 224")
 
-    if args.test_crop == "center":
+    if args.test_crop == "full" and args.model != MODELS[0]:
+        parser.error(f"--test_crop full: --model {args.model} takes images of 224 x 224 only")
+    if args.test_crop in ("center", "full"):
         args.test_patch_num = 1  # every center crop of an image is the same
     root = math.isqrt(args.test_patch_num)
     if args.test_crop == "grid" and root**2 != args.test_patch_num:
@@ -352,6 +392,11 @@ def resolve_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error(
             f"--patch_size {args.patch_size} is larger than the images, which --resize makes "
             f"{args.resize[0]} x {args.resize[1]}"
+        )
+
+    if args.warmup_epochs >= args.epochs:
+        parser.error(
+            f"--warmup_epochs {args.warmup_epochs:g} must be fewer than --epochs {args.epochs}"
         )
 
     args.save_model = args.save_model or args.resume is not None

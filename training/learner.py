@@ -1,13 +1,16 @@
 """What learns: a network, its optimizer, the schedule of its learning rates."""
 
 import argparse
+import copy
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from devices import compile_in_place
-from evaluation import build_model, multiply_adds
+from evaluation import build_model, check_takes, evaluated_size, multiply_adds
+from training.losses import loss_function
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
     import numpy as np
@@ -16,7 +19,7 @@ if TYPE_CHECKING:  # imported when work begins, so that --help and errors come a
 
 FINAL_LR = 0.01  # of the initial rate, where the cosine ends
 STEP_EPOCHS = 6  # after which --schedule step divides the rates by ten
-PARTS = ("model", "optimizer", "scheduler", "scaler")  # of a learner's state
+PARTS = ("model", "optimizer", "scheduler", "scaler", "average")  # of a learner's state
 
 
 @dataclass
@@ -24,9 +27,12 @@ class Learner:
     """A network in training.
 
     model: the network. parameters: its own, listed once. network: what a step calls: the model
-    itself, or with several processes DistributedDataParallel around it. costs: its parameters, the
-    multiply-adds of one crop, the dropout rates that no flag gives, and mean and standard deviation
-    by which its input is normalised.
+    itself, or with --freeze_bn FrozenNorms around it, and with several processes
+    DistributedDataParallel around that. average: of its weights over the steps (--ema). loss: of
+    scores (B,) and labels (B,). complete: gathers a batch that several processes share, if the loss
+    compares its images. score_map: slope and offset from the network's scores to MOS. costs: its
+    parameters, the multiply-adds of one crop, the dropout rates that no flag gives, and mean and
+    standard deviation by which its input is normalised.
     """
 
     model: "nn.Module"
@@ -39,16 +45,47 @@ class Learner:
     precision: str
     gradient_clip: float
     costs: dict
+    loss: "Callable[[Tensor, Tensor], Tensor]"
+    complete: "Callable[[Tensor, float], Tensor] | None" = None
+    average: "Average | None" = None
+    score_map: tuple[float, float] = (1.0, 0.0)
 
-    def state(self) -> dict[str, dict]:
+    def state(self) -> dict:
         """All that training changes: what `restore` takes."""
-        return {part: getattr(self, part).state_dict() for part in PARTS}
+        parts = {part: getattr(self, part) for part in PARTS}
+        state = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        return state | {"score_map": self.score_map}
 
-    def restore(self, state: dict[str, dict]) -> None:
-        for part in PARTS:
-            getattr(self, part).load_state_dict(state[part])
+    def restore(self, state: dict) -> None:
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                part.load_state_dict(state[name])
         for group in self.optimizer.param_groups:  # the state may be from another device
             group["capturable"] = self.device.type == "cuda"
+        self.score_map = tuple(state.get("score_map", self.score_map))  # older states have none
+
+    def loss_of(self, scores: "Tensor", labels: "Tensor", divisor: float) -> "Tensor":
+        """The loss of a step's scores (B,) and labels (B,).
+
+        With several processes B is this one's part of a batch, divisor the batch's size over the
+        number of processes, and the mean of the processes' gradients that of the complete batch.
+        """
+        if self.complete is not None:
+            return self.loss(self.complete(scores, divisor), self.complete(labels, divisor))
+        loss, share = self.loss(scores, labels), len(labels) / divisor
+        return loss if share == 1 else loss * share
+
+    def evaluated(self) -> "nn.Module":
+        """The network that is evaluated and saved: the average if there is one; its scores are MOS.
+
+        It may share its tensors with the network that learns.
+        """
+        model = self.model if self.average is None else self.average.model
+        if self.score_map == (1.0, 0.0):
+            return model
+        model = copy.deepcopy(model)
+        model.hyper_net.map_scores(*self.score_map)
+        return model
 
 
 def build_learner(
@@ -71,6 +108,7 @@ def build_learner(
     torch.backends.cudnn.allow_tf32 = True  # the linear layers of the head stay float32
     torch.manual_seed(args.seed)
     model = build_model(vars(args), initial_score)
+    check_takes(model, evaluated_size(args))
     costs = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply_adds": multiply_adds(model, args.patch_size),
@@ -79,21 +117,27 @@ def build_learner(
     }
     use_batch_norm(model)
     model.to(device, memory_format=torch.channels_last)
+    network, average = model, Average(model, args.ema) if args.ema else None
+    if args.freeze_bn:
+        from training.frozen_norms import FrozenNorms  # which imports torch
+
+        network = FrozenNorms(model)
     if args.compile:
-        compile_in_place(model, device)
+        compile_in_place(network, device)
     optimizer, scheduler = build_optimizer(args, model, steps)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     return Learner(
         model=model,
-        network=model,
+        network=network,
         parameters=list(model.parameters()),
         optimizer=optimizer,
         scheduler=scheduler,
-        scaler=scaler,
+        scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
         device=device,
         precision=precision,
         gradient_clip=args.gradient_clip,
         costs=costs,
+        loss=loss_function(args.loss),
+        average=average,
     )
 
 
@@ -112,10 +156,18 @@ def build_optimizer(args: argparse.Namespace, model: "nn.Module", steps: int):
         fused=True,
         capturable=new[0].is_cuda,  # in a CUDA graph
     )
-    factor = learning_rate_factor
-    if args.schedule == "step":
-        factor = step_factor
-        steps = steps // args.epochs * STEP_EPOCHS
+    per_epoch = steps // args.epochs
+    warm_up = round(args.warmup_epochs * per_epoch)
+
+    def factor(step: int) -> float:
+        """Of the rates at a step, counted from 0."""
+        if step < warm_up:
+            return (step + 1) / (warm_up + 1)
+        if args.schedule == "constant":
+            return 1.0
+        if args.schedule == "step":
+            return step_factor(step - warm_up, per_epoch * STEP_EPOCHS)
+        return learning_rate_factor(step - warm_up, steps - warm_up)
 
     class Rates(torch.optim.lr_scheduler.LambdaLR):
         """LambdaLR with rates of float32, which a CUDA graph reads from the device."""
@@ -123,7 +175,7 @@ def build_optimizer(args: argparse.Namespace, model: "nn.Module", steps: int):
         def get_lr(self) -> list[float]:
             return [*map(as_float32, super().get_lr())]
 
-    return optimizer, Rates(optimizer, lambda step: factor(step, steps))
+    return optimizer, Rates(optimizer, factor)
 
 
 def as_float32(value: float) -> float:
@@ -138,6 +190,35 @@ def learning_rate_factor(step: int, total: int) -> float:
 def step_factor(step: int, steps_between: int) -> float:
     """Falls to a tenth every `steps_between` steps."""
     return 0.1 ** (step // steps_between)
+
+
+class Average:
+    """The average of a network's weights over the steps: `model` holds it.
+
+    After each step it keeps `decay` of itself and takes the rest from the network (an exponential
+    moving average, as in TensorFlow's and timm's). Running statistics of BatchNorm are averaged as
+    well. It begins with the weights before the first step.
+    """
+
+    def __init__(self, model: "nn.Module", decay: float):
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.lerp = get_ema_multi_avg_fn(decay)
+        pairs = [*zip(self.model.parameters(), model.parameters())]
+        pairs += zip(self.model.buffers(), model.buffers())
+        self.averaged = [pair for pair in pairs if pair[0].is_floating_point()]  # others stay
+
+    def update(self) -> None:
+        """After a step; does not wait for the device."""
+        ours, theirs = zip(*self.averaged)
+        self.lerp([*ours], [*theirs], None)
+
+    def state_dict(self) -> dict:
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state)
 
 
 class StepResults:

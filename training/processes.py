@@ -96,6 +96,26 @@ class Ranks:
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group=self.control)
         return tensor.tolist()
 
+    def complete_batch(self, values: "torch.Tensor", divisor: float) -> "torch.Tensor":
+        """The values (B,) of the complete batch, of which each process has its part.
+
+        divisor: the batch's size over the number of processes. The gradient of this process's part
+        is multiplied by their number, as gradients are averaged over them.
+        """
+        import torch
+
+        total = round(divisor * self.count)
+        own = values.new_zeros(-(-total // self.count))
+        own[: len(values)] = values.detach()
+        parts = [torch.empty_like(own) for _ in range(self.count)]
+        torch.distributed.all_gather(parts, own)
+        parts = [
+            part[: len(rows)]
+            for part, rows in zip(parts, torch.empty(total, 0).tensor_split(self.count))
+        ]
+        parts[self.rank] = values + (self.count - 1) * (values - values.detach())
+        return torch.cat(parts)
+
     def share_buffers(self, model: "nn.Module") -> None:
         """Give every process the first one's buffers, so that all evaluate what it saves.
 
@@ -224,8 +244,13 @@ class Stopping:
             signal.signal(number, handler)
 
 
-def check_batches(*, batch_size: int, patch_size: int, crops: int, processes: int) -> None:
-    """RunError if batches can't be split between processes, or are too small for BatchNorm."""
+def check_batches(
+    *, batch_size: int, patch_size: int, crops: int, processes: int, compares: bool = False
+) -> None:
+    """RunError if batches can't be split between processes, or are too small for BatchNorm.
+
+    compares: whether the loss compares the images of a batch.
+    """
     if batch_size % processes:
         raise RunError(
             f"--batch_size {batch_size} can't be shared by {processes} processes: it is the "
@@ -239,6 +264,11 @@ def check_batches(*, batch_size: int, patch_size: int, crops: int, processes: in
             f"--batch_size {batch_size} leaves a last batch of {last} crops, and "
             f"{'each process' if processes > 1 else 'it'} needs at least {least} (at --patch_size "
             f"{patch_size}): give another --batch_size"
+        )
+    if compares and last == 1:
+        raise RunError(
+            f"--batch_size {batch_size} leaves a last batch of one crop, and this --loss compares "
+            "the crops of a batch: give another --batch_size"
         )
 
 

@@ -85,14 +85,21 @@ def describe(config: dict) -> str:
     published = tuple(images.values()) in DATASETS[flags["dataset"]].published
     labels, _, split = config["label_source"].partition("; ")
     crops = f"{flags['test_crop']}, {flags['test_patch_num']} per image"
+    if flags["test_crop"] == "full":
+        crops = "the whole image"
+    if flags["test_flip"]:
+        crops += ", each with its mirror image"
     fp32 = "fp32 (TF32 convolutions)" if config["device"] == "cuda" else "fp32"
-    course, clip = f"cosine to {FINAL_LR:.0%}", flags["gradient_clip"]
-    if flags["schedule"] == "step":
-        course = f"a tenth every {STEP_EPOCHS} epochs"
+    courses = {"cosine": f"cosine to {FINAL_LR:.0%}", "constant": "constant"}
+    course = courses.get(flags["schedule"], f"a tenth every {STEP_EPOCHS} epochs")
+    if flags["warmup_epochs"]:
+        course = f"{flags['warmup_epochs']:g} epochs of warm-up, then {course}"
+    kind, clip = {"adamw": "AdamW", "adam": "Adam"}[flags["optimizer"]], flags["gradient_clip"]
     lines = {
         "model": f"{network_name(flags)}, {config['parameters'] / 1e6:.2f} M parameters, "
         f"backbone {backbone_of(flags)}, weights {flags['backbone_weights']}, "
         f"dropout {flags['dropout_rate']:g}"
+        f"{', BatchNorm of the backbone frozen' if flags['freeze_bn'] else ''}"
         + "".join(f", {rate.replace('_', ' ')} {x:g}" for rate, x in config["rates"].items()),
         "data": f"{flags['dataset']} in {flags['data_path']}: {counts} images "
         f"({'the' if published else 'not the'} counts of a published split)",
@@ -102,10 +109,11 @@ def describe(config: dict) -> str:
         "crops": f"{flags['patch_size']} of {flags['resize'][0]} x {flags['resize'][1]} (H x W); "
         f"training {flags['train_patch_num']} per image and epoch, colour jitter "
         f"{'on' if flags['color_jitter'] else 'off'}; test {crops}",
-        "optimiser": f"{'AdamW' if flags['optimizer'] == 'adamw' else 'Adam'}, lr {flags['lr']:g} "
-        f"(new layers x{flags['lr_ratio']:g}), weight decay {flags['weight_decay']:g}, {course}, "
-        f"gradients {f'clipped at {clip:g}' if clip else 'not clipped'}, "
-        f"batch {flags['batch_size']}, {flags['epochs']} epochs, seed {flags['seed']}",
+        "optimiser": f"loss {flags['loss']}, {kind}, lr {flags['lr']:g} (new layers "
+        f"x{flags['lr_ratio']:g}), weight decay {flags['weight_decay']:g}, {course}, gradients "
+        f"{f'clipped at {clip:g}' if clip else 'not clipped'}, batch {flags['batch_size']}, "
+        f"{flags['epochs']} epochs, seed {flags['seed']}"
+        f"{f', weights averaged by {ema:g}' if (ema := flags['ema']) else ''}",
         "device": f"{config['device']} ({config['device_name']}), precision "
         f"{fp32 if config['precision'] == 'off' else config['precision']}"
         f"{', compiled' if flags['compile'] else ''}, {config['threads']} threads"

@@ -10,15 +10,19 @@ import data_loader as data
 from datasets.labels import load_labels
 from devices import choose_device, choose_precision, keep_freed_memory
 from errors import RunError
-from evaluation import contents_to_tensor, evaluation_plan
+from evaluation import contents_to_tensor, crops_of, evaluated_crops, evaluation_plan
 from progress import Progress
 from training.learner import Learner, StepResults, build_learner
+from training.losses import needs_batch
 from training.processes import Ranks, Stopping, check_batches, distributed
 from training.records import run_config
 from training.run_files import RunFiles
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SCALE_IMAGES = 256  # training images that show the scale of the scores, where the loss does not
 
 
 class Prepared(NamedTuple):
@@ -54,6 +58,7 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Prepared:
         patch_size=args.patch_size,
         crops=crops,
         processes=ranks.count,
+        compares=needs_batch(args.loss),
     )
     learner = build_learner(
         args,
@@ -63,6 +68,12 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Prepared:
         precision=choose_precision(args.amp, device),
     )
     return Prepared(labels, train_images, crops, steps, learner)
+
+
+def some_of(images: np.ndarray, least: int) -> np.ndarray:
+    """Up to SCALE_IMAGES of the images, evenly spaced; `least` of them if there are so many."""
+    count = min(len(images), max(SCALE_IMAGES, least))
+    return images[np.linspace(0, len(images) - 1, count).round().astype(int)]
 
 
 class Run:
@@ -85,7 +96,8 @@ class Run:
         self.image_mos = self.data.table["mos"].to_numpy()
         self.mos = torch.tensor(self.image_mos, dtype=torch.float32, device=device)
         self.test_plan = evaluation_plan(args, self.data.table)
-        self.test_table = self.data.table.loc[self.test_plan[:: args.test_patch_num, 0]]
+        self.test_table = self.data.table.loc[self.test_plan[:: evaluated_crops(args), 0]]
+        self.scale_plan = crops_of(args, some_of(self.train_images, ranks.count))
         evaluated_only = self.data.table["split"] == "test"
         self.trained_on = contents_to_tensor(self.data.table["content"][~evaluated_only])
         self.config = run_config(args, self.data, self.learner, ranks)
@@ -101,7 +113,9 @@ class Run:
                     f"{len(self.test_table)} images to evaluate can't be shared by {ranks.count} "
                     "processes: give torchrun a smaller --nproc-per-node"
                 )
-            self.learner.network = distributed(self.learner.model)
+            self.learner.network = distributed(self.learner.network)
+            if needs_batch(args.loss):
+                self.learner.complete = ranks.complete_batch
             if ranks.rank:  # its own dropout
                 torch.manual_seed(args.seed + 2**32 * ranks.rank)
 
@@ -113,7 +127,7 @@ class Run:
     def checkpoint(self) -> dict:
         """What every file of weights holds."""
         return {
-            "model": self.learner.model.state_dict(),
+            "model": self.learner.evaluated().state_dict(),
             "config": self.config,
             "epochs": self.epochs,
             "trained_on": self.trained_on,
@@ -124,10 +138,10 @@ class Run:
         step, schedule = len(self.epochs) * self.steps, self.learner.scheduler
         return [rate * at(step) for rate, at in zip(schedule.base_lrs, schedule.lr_lambdas)]
 
-    def interleave(self, values: np.ndarray) -> np.ndarray:
-        """The values of all images, of which each process has every count-th."""
+    def interleave(self, values: np.ndarray, images: int) -> np.ndarray:
+        """The values of that many images, of which each process has every count-th."""
         parts = self.ranks.gather(values)
-        complete = np.full((len(self.test_table), *values.shape[1:]), np.nan)
+        complete = np.full((images, *values.shape[1:]), np.nan)
         for rank, part in enumerate(parts):
             complete[rank :: self.ranks.count] = part
         assert sum(map(len, parts)) == len(complete), "every image is evaluated exactly once"

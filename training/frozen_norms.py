@@ -1,0 +1,76 @@
+"""How a network trains whose backbone keeps the BatchNorms that it came with (--freeze_bn)."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from errors import RunError
+from folding import foldable, without_norm
+
+
+class FrozenNorms(nn.Module):
+    """A network as a step calls it: the BatchNorms of its backbone don't change, and cost nothing.
+
+    Their running statistics, weights and biases stay as they came (as in TOPIQ's and QCN's
+    recipes). The convolution before each of them does its work: in every forward pass its weights
+    are multiplied by one factor per channel, so that gradients reach the weights themselves. Scores
+    and gradients are those of BatchNorm in eval mode, up to rounding.
+
+    model: the network itself, with the names and numbers that it always has. It must be on its
+    device, with its final weights of BatchNorm, before the first forward pass. Raises RunError if
+    the backbone has no BatchNorm.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        norms = [m for m in model.backbone.modules() if is_batch_norm(m)]
+        if not norms:
+            raise RunError("--freeze_bn: this backbone has no BatchNorm; train without the flag")
+        for norm in norms:
+            norm.requires_grad_(False)
+        self.model = model
+        self.skeleton: list[nn.Module] = []  # in a list, as its tensors are not this network's
+        self.taken_in: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.skeleton:
+            self.build()
+        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for conv, (factor, shift) in self.taken_in.items():
+            weight, bias = f"{conv}.weight", f"{conv}.bias"
+            tensors[weight] = tensors[weight] * factor[:, None, None, None]
+            tensors[bias] = shift + tensors[bias] * factor if bias in tensors else shift
+        tensors = {name: tensors[name] for name in self.names}
+        return torch.func.functional_call(self.skeleton[0], tensors, (images,))
+
+    def train(self, mode: bool = True) -> "FrozenNorms":
+        super().train(mode)
+        for network in (self.model, *self.skeleton):
+            network.train(mode)
+            for module in network.backbone.modules():
+                if is_batch_norm(module):
+                    module.eval()  # those that no convolution takes in as well
+        return self
+
+    @torch.no_grad()
+    def build(self) -> None:
+        """The skeleton: the network without these BatchNorms, whose tensors come with each call."""
+        skeleton = copy.deepcopy(self.model).eval()
+        inside = {*skeleton.backbone.modules()}
+        names = {module: name for name, module in skeleton.named_modules()}
+        for conv, norm in foldable(skeleton):
+            if norm not in inside:
+                continue
+            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            self.taken_in[names[conv]] = factor, norm.bias - norm.running_mean * factor
+            if conv.bias is None:
+                conv.bias = nn.Parameter(torch.empty(0))  # so that there is one to be given
+            skeleton.set_submodule(names[norm], without_norm(norm))
+        self.names = [n for n, _ in (*skeleton.named_parameters(), *skeleton.named_buffers())]
+        self.skeleton.append(skeleton.to("meta"))
+        self.train(self.training)
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
