@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data_loader as data
 from datasets.pixel_store import PixelStore
@@ -21,6 +22,36 @@ class Brightness(torch.nn.Module):
     def forward(self, images):
         mean = images.mean((1, 2, 3))
         return mean, mean[:, None].repeat(1, 4)
+
+
+class Linear(torch.nn.Module):
+    """A network with one weight, (1, 3)."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1, bias=False)
+
+    def forward(self, images):
+        return self.linear(images.mean((2, 3)))[:, 0], None
+
+
+class Casts(TorchDispatchMode):
+    """Counts the conversions of the weight of Linear."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        is_cast = operator is torch.ops.aten._to_copy.default
+        self.calls += is_cast and args[0].shape == (1, 3)
+        return operator(*args, **kwargs or {})
+
+
+def test_weights_are_cast_once_for_all_batches():
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    batches = [{"crops": pixels, "flips": torch.zeros(2, dtype=torch.bool)}] * 5
+    with Casts() as casts:
+        scores, _ = score_crops(Linear(), batches, device=torch.device("cpu"), precision="bf16")
+    assert len(scores) == 10 and casts.calls == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])

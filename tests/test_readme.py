@@ -82,7 +82,7 @@ def test_every_flag_is_documented_and_no_other(capsys):
         "--help",
     }
     of_the_script |= {"--with_neighbours", "--neighbours", "--standalone"}
-    of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
+    of_the_script |= {"--nproc", "--max", "--shutdown"}  # the beginnings of torchrun's flags
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on", "--test_split"}
     of_prediction |= {"--skip_trained"}
     of_the_script |= {"--no_page"}
