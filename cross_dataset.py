@@ -25,7 +25,7 @@ from evaluation import (
     precision_of,
     predictions_frame,
 )
-from experiment import CROSS_ANCHORS
+from experiment import CROSS_ANCHORS, backbone_of, configuration_name
 from progress import Progress
 
 if TYPE_CHECKING:
@@ -205,6 +205,20 @@ def has_labels_of_training(config: dict, table: "pd.DataFrame") -> bool:
     if config.get("label_fingerprint") is None:  # not recorded in early checkpoints
         return count_splits(table) == config["images"]
     return label_fingerprint(table) == config["label_fingerprint"]
+
+
+def origin(config: dict) -> dict:
+    """What a checkpoint is, as columns of --output: trained_on, model, backbone, seed.
+
+    The report finds a test's row by them. A published checkpoint has no seed.
+    """
+    flags = config["flags"]
+    return {
+        "trained_on": flags["dataset"],
+        "model": configuration_name(flags),
+        "backbone": backbone_of(flags),
+        "seed": None if config.get("split_unknown") else flags.get("seed"),
+    }
 
 
 def describe_test(name: str, trained_on: str, found: "pd.DataFrame") -> dict:

@@ -18,6 +18,7 @@ import numpy as np
 
 from datasets.labels import load_labels
 from datasets.pixel_store import DeviceStore, PixelStore, open_store
+from devices import memory_format
 from errors import RunError
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def to_network_input(batch: dict[str, "Tensor"], device: "torch.device") -> "Ten
         for k in ("crops", "flips", "jitter")
         if k in batch
     }
-    pixels = moved["crops"]
+    pixels = moved["crops"].contiguous(memory_format=memory_format(device))
     pixels = torch.where(moved["flips"][:, None, None, None], pixels.flip(3), pixels).float()
     if "jitter" in moved:
         pixels = colour_jitter(pixels, moved["jitter"])
@@ -306,8 +307,9 @@ def place_store(store: PixelStore, choice: str, device: "torch.device"):
     import torch
 
     if choice == "cuda" and device.type != "cuda":
-        raise RunError("--store_device cuda: this run is on the CPU; take auto or cpu")
-    if choice == "cpu" or device.type == "cpu":
+        where = "the CPU" if device.type == "cpu" else device.type
+        raise RunError(f"--store_device cuda: this run is on {where}; take auto or cpu")
+    if choice == "cpu" or device.type != "cuda":
         return store
     if choice == "auto" and store.pixels.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return store

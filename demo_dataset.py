@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from console import command
 from datasets.labels import DEMO_MARKER
+from devices import cores
 from files import check_folder_for
 from progress import Progress
 
@@ -173,7 +174,7 @@ def make_demo(folder: Path, *, counts: dict[str, int] = COUNTS, seed: int = 0) -
         paths = [temporary / "512x384" / name for name in names]
         with (
             ProcessPoolExecutor(
-                len(os.sched_getaffinity(0)),
+                cores(),
                 initializer=signal.signal,
                 initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is handled by this process
             ) as pool,

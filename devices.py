@@ -1,6 +1,11 @@
-"""Which device computes, in which precision, and how much memory it takes."""
+"""Which device computes, in which precision, and how much memory it takes.
 
+Apple's GPUs (mps) are untested: no machine with one has run this software yet.
+"""
+
+import os
 import resource
+import sys
 from typing import TYPE_CHECKING
 
 from errors import RunError
@@ -16,10 +21,20 @@ OUT_OF_MEMORY = (
 )
 
 
+DEVICES = ("auto", "cuda", "mps", "cpu")  # --device
+
+
 def choose_device(name: str) -> "torch.device":
-    """CUDA if available, unless `name` is 'cpu'; RunError for 'cuda' without a CUDA device."""
+    """What `--device` names; 'auto': CUDA if available, else the CPU.
+
+    RunError for 'cuda' without a CUDA device, and for 'mps' without Apple's GPU.
+    """
     import torch
 
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise RunError("--device mps: PyTorch sees no GPU of Apple here; take auto or cpu")
+        return torch.device("mps")
     if name == "cuda" and not torch.cuda.is_available():
         raise RunError("--device cuda: PyTorch sees no CUDA device here; take auto or cpu")
     use_cuda = name != "cpu" and torch.cuda.is_available()
@@ -27,9 +42,16 @@ def choose_device(name: str) -> "torch.device":
 
 
 def choose_precision(name: str, device: "torch.device") -> str:
-    """bf16, fp16 or off (float32): what `--amp` names, or what the hardware computes fast."""
+    """bf16, fp16 or off (float32): what `--amp` names, or what the hardware computes fast.
+
+    Always off on mps, whose half precision is untested: RunError for another.
+    """
     import torch
 
+    if device.type == "mps":
+        if name not in ("auto", "off"):
+            raise RunError(f"--amp {name}: --device mps computes in float32; take auto or off")
+        return "off"
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -44,6 +66,23 @@ def autocast(device: "torch.device", precision: str) -> "torch.autocast":
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def memory_format(device: "torch.device") -> "torch.memory_format":
+    """The layout in which convolutions are fast: channels_last, but not on mps.
+
+    There their backward pass was 30 times slower in it (PyTorch's issue 193349, mended in August
+    2026), and results were wrong for parts of such tensors (issue 180984).
+    """
+    import torch
+
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def cores() -> int:
+    """The CPU cores that this process may use; all of them on macOS, which does not say."""
+    has = getattr(os, "sched_getaffinity", None)
+    return len(has(0)) if has else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:
@@ -75,4 +114,5 @@ def peak_memory(device: "torch.device") -> float:
 
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated() / 1e9, 3)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes; macOS counts in bytes itself
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)

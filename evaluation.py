@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import data_loader as data
-from devices import autocast, choose_device, choose_precision, compile_in_place
+from devices import autocast, choose_device, choose_precision, compile_in_place, memory_format
 from errors import RunError
 from experiment import CONFIGURATIONS, PRESETS, RESNET50, configuration_name
 from folding import folded
 from metrics import agreement
+from published import find_checkpoint
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
     import pandas as pd
@@ -217,11 +218,15 @@ def agreement_by_split(table: "pd.DataFrame", scores: np.ndarray) -> dict[str, f
 def predictions_frame(
     table: "pd.DataFrame", scores: np.ndarray, weights: np.ndarray | None
 ) -> "pd.DataFrame":
-    """Columns split, image, mos, score (and w1..w4) of evaluated images."""
+    """Columns split, image, mos, score (and w1..w4; then what is known of the votes) of images.
+
+    The votes (vote_mean, mos_sd, votes; see datasets.labels.read_labels) are rounded.
+    """
     frame = table[["split", "image", "mos"]].assign(score=scores)
     if weights is not None:
         frame[["w1", "w2", "w3", "w4"]] = weights
-    return frame
+    known = [column for column in ("vote_mean", "mos_sd", "votes") if column in table]
+    return frame.assign(**{column: table[column].round(4) for column in known})
 
 
 # Models -----------------------------------------------------------------------------------------
@@ -276,12 +281,12 @@ def load_model(
 ) -> "nn.Module":
     """The network of a checkpoint, in eval mode on the device; `model.config` is its configuration.
 
+    checkpoint: a file, or the name of a published one (published.py).
     `model.trained_on` holds the content hashes of its training and validation images; None for
     checkpoints that do not say.
     published: 'hyperiqa' for the file that HyperIQA's authors publish (koniq_pretrained.pkl), with
     their preprocessing. Loads with `weights_only`. Raises RunError for a file that is neither.
     """
-    import torch
 
     if published:
         from models_hyperiqa import load_hyperiqa
@@ -296,19 +301,28 @@ def load_model(
         }
         model.trained_on = None
         return model.to(device)
-    state = load_checkpoint(checkpoint)
+    state = load_checkpoint(find_checkpoint(checkpoint))
     flags = state["config"]["flags"] | {"backbone_weights": "none"}
     model = build_model(flags, initial_score=50.0)
-    try:
-        model.load_state_dict(of_this_version(state.get("average") or state["model"]))
-    except RuntimeError as error:
-        raise RunError(
-            f"{checkpoint}: its weights are not those of {state['config']['model']}"
-        ) from error
-    model.hyper_net.map_scores(*state.get("score_map", (1.0, 0.0)))  # of a run's state
+    put_weights(model, state, checkpoint)
     model.config, contents = state["config"], state.get("trained_on")
     model.trained_on = None if contents is None else {bytes(c).hex() for c in contents.numpy()}
-    return model.eval().to(choose_device(device), memory_format=torch.channels_last)
+    on = choose_device(device)
+    return model.eval().to(on, memory_format=memory_format(on))
+
+
+def put_weights(model: "nn.Module", checkpoint: dict, path: str | Path) -> None:
+    """Load the weights of a checkpoint into its network; RunError if they are not of that one.
+
+    Of a run's state those that it would be evaluated with.
+    """
+    try:
+        model.load_state_dict(of_this_version(checkpoint.get("average") or checkpoint["model"]))
+    except RuntimeError as error:
+        raise RunError(
+            f"{path}: its weights are not those of {checkpoint['config']['model']}"
+        ) from error
+    model.hyper_net.map_scores(*checkpoint.get("score_map", (1.0, 0.0)))
 
 
 def of_this_version(weights: dict[str, "Tensor"]) -> dict[str, "Tensor"]:

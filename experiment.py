@@ -134,10 +134,12 @@ ANCHORS = [
 CROSS_ANCHORS = {"spaq": 0.788, "kadid-10k": 0.468, "agiqa-3k": 0.640}
 
 # Flags that change no result: they say where files lie, and who does the work. A resumed run may
-# have others (its precision may not differ), and so may the runs of one report.
+# have others (its precision may not differ), and so may the runs of one report. What --init names
+# is compared by its content, which the record has as well.
 FREE_FLAGS = {
     *("data_path", "store_dir", "store_device", "workers", "device", "amp", "compile"),
     *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name", "check"),
+    *("init", "tensorboard"),
 }
 
 # Flags of the recipe that older records lack, with what was done before there were the flags.

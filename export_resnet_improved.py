@@ -26,10 +26,10 @@ import numpy as np
 
 from console import check_shown, command
 from datasets.flags import HelpFormatter, number
-from datasets.images import resized
 from errors import RunError, first_line
-from evaluation import crops_for_use, load_model, mean_of_crops, score_crops
+from evaluation import crops_for_use, load_model
 from files import check_file_for, replacing
+from predict_resnet_improved import score_images
 
 if TYPE_CHECKING:
     import torch
@@ -134,24 +134,6 @@ def runner(content: bytes, suffix: str) -> "Callable[[Tensor], np.ndarray] | Non
     return lambda images: session.run(["score"], {"images": images.numpy()})[0]
 
 
-def scores_of(
-    model: "nn.Module", images: "Tensor", plan: np.ndarray, size: tuple[int, int]
-) -> np.ndarray:
-    """Scores (B,) of images (B, H, W, 3) as prediction computes them, resized by Pillow."""
-    import torch
-    from PIL import Image
-
-    resize, (high, wide) = model.config["flags"]["resize"], size
-    pictures = [resized(Image.fromarray(image), *resize) for image in images.numpy()]
-    crops = [p[top : top + high, left : left + wide] for p in pictures for _, top, left, _ in plan]
-    batch = {
-        "crops": torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2),
-        "flips": torch.from_numpy(plan[:, 3] > 0).repeat(len(images)),
-    }
-    scores, _ = score_crops(model, [batch], device=torch.device("cpu"), precision="off")
-    return mean_of_crops(scores, len(plan))
-
-
 def noise(batch: int, height: int, width: int) -> "Tensor":
     """Images of random pixels: uint8 (batch, height, width, 3)."""
     import torch
@@ -205,8 +187,12 @@ def export(args: argparse.Namespace) -> None:
             ) from error
         check = "none: onnxruntime is not installed"
         if run := runner(content, args.output.suffix):
-            images = [noise(*of_size) for of_size in SIZES]
-            worst = max(abs(run(i) - scores_of(model, i, plan, size)).max() for i in images)
+            crops = {"test_crop": args.test_crop, "test_patch_num": args.test_patch_num}
+            differences = []
+            for images in (noise(*of_size) for of_size in SIZES):
+                table = score_images(model, images.numpy(), amp="off", **crops)
+                differences.append(abs(run(images) - table["score"].to_numpy()))
+            worst = np.concatenate(differences).max()  # NaN, if any is
             if not worst <= CLOSE:
                 raise RunError(
                     f"{args.checkpoint}: scores of the exported model differ by {worst:.3g}: "

@@ -14,17 +14,20 @@ crops/s on two CPU cores, thousands on a GPU. In Python:
     from predict_resnet_improved import load_model, score_images
     model = load_model("checkpoints/resnet_improved_ms_att_last.pth")
     table = score_images(model, ["one.jpg", "two.jpg"])  # pandas: path, score, w1..w4, error
+    table = score_images(model, image)  # of Pillow, or an array
 """
 
 import argparse
 import json
 import math
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +46,7 @@ from datasets.images import decode
 from datasets.labels import DATASETS, check_folder
 from datasets.places import images_in
 from datasets.readers import CsvOptions, csv_options
-from devices import is_out_of_memory
+from devices import DEVICES, cores, is_out_of_memory
 from errors import RunError, first_line
 from evaluation import (
     crops_for_use,
@@ -60,12 +63,15 @@ from progress import Progress
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+    from PIL import Image
     from torch import nn
+
+    Picture = str | Path | Image.Image | np.ndarray
 
 
 def score_images(
     model: "nn.Module",
-    paths: str | Path | list[str | Path],
+    images: "Picture | list[Picture] | np.ndarray",
     *,
     test_crop: str | None = None,
     test_patch_num: int | None = None,
@@ -73,24 +79,29 @@ def score_images(
     batch_size: int | None = None,
     amp: str = "auto",
     show: bool = False,
-    each: Callable[[str | Path, np.ndarray, np.ndarray], None] | None = None,
+    each: Callable[["Picture", np.ndarray, np.ndarray], None] | None = None,
 ) -> "pd.DataFrame":
-    """A table with a row for each path: path, score, w1..w4 (if the model has attention), error.
+    """A table with a row for each image: path, score, w1..w4 (if the model has attention), error.
 
-    paths: a list of files, or one file. Images are decoded, resized, cropped and normalised as the
+    images: a list of files, of Pillow's images or of arrays (uint8, (H, W, 3) RGB or (H, W) grey),
+    one of these, or an array of several (N, H, W, 3). The path of one that has none is its number
+    in the list, 'image 0'. Images are decoded, resized, cropped and normalised as the
     model's checkpoint says. All images get the same crops, so that a score depends on its image
     alone. test_crop: 'grid', 'center', 'random' (drawn once) or 'full' (the complete resized
     image); None is 'full' for a model that was so evaluated in its training, and 'grid' for others.
     test_patch_num: crops per image, None for those of the training. plan: (P, 4) crops as of
     data_loader.test_plan, in the place of these two.
     amp: 'auto', 'bf16', 'fp16' or 'off', see evaluation.precision_of. show: print progress.
-    each: called as each(path, scores (P,), plan (P, 4)) for every image that was scored.
-    An unreadable file has no score (NaN), and its error says why. Raises RunError if
+    each: called as each(image, scores (P,), plan (P, 4)) for every image that was scored.
+    An unreadable file or image has no score (NaN), and its error says why. Raises RunError if
     test_patch_num does not fit test_crop.
     """
     import pandas as pd
+    from PIL import Image
 
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    is_array = isinstance(images, np.ndarray) and images.ndim in (2, 3)
+    is_one = is_array or isinstance(images, (str, Path, Image.Image))
+    paths = [images] if is_one else list(images)
     flags = model.config["flags"]
     device = next(model.parameters()).device
     size = (flags["patch_size"], flags["patch_size"])
@@ -108,7 +119,8 @@ def score_images(
         precision=precision_of(model, amp),
     )
     rows = [i for i in range(len(paths)) if i not in errors]
-    names = pd.Series([str(p) for p in paths], dtype=object)  # also those that are not UTF-8
+    names = [str(p) if isinstance(p, (str, Path)) else f"image {i}" for i, p in enumerate(paths)]
+    names = pd.Series(names, dtype=object)  # also those that are not UTF-8
     table = pd.DataFrame({"path": names, "score": math.nan})
     table.loc[rows, "score"] = mean_of_crops(scores, per_image)
     if weights is not None:
@@ -122,7 +134,7 @@ def score_images(
 
 
 def crop_batches(
-    paths: list[str | Path],
+    paths: "list[Picture]",
     plan: np.ndarray,
     resize: tuple[int, int],
     size: tuple[int, int],
@@ -137,9 +149,12 @@ def crop_batches(
     """
     import torch
 
-    def decoded(path) -> np.ndarray | str:
+    in_memory = Lock()  # Pillow reads an opened image only now, and the list may have one twice
+
+    def decoded(image) -> np.ndarray | str:
         try:
-            return decode(Path(path), *resize)
+            with nullcontext() if isinstance(image, (str, Path)) else in_memory:
+                return decode(image, *resize)
         except Exception as error:  # Pillow raises many kinds
             return first_line(error)
 
@@ -148,12 +163,11 @@ def crop_batches(
         return {"crops": stacked, "flips": torch.tensor(flips)}
 
     (high, wide), crops, flips = size, [], []
-    cores = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         waiting, upcoming = deque(), iter(paths)
         for i in range(len(paths)):
-            while len(waiting) < 2 * cores + 1 and (path := next(upcoming, None)) is not None:
-                waiting.append(pool.submit(decoded, path))
+            for ahead in islice(upcoming, 2 * cores() + 1 - len(waiting)):
+                waiting.append(pool.submit(decoded, ahead))
             image = waiting.popleft().result()
             if isinstance(image, str):
                 errors[i] = image
@@ -260,9 +274,9 @@ def parse_args() -> argparse.Namespace:
     add_store_dir(flag)
     flag(
         "--device",
-        choices=["auto", "cuda", "cpu"],
+        choices=DEVICES,
         default="auto",
-        help="auto: CUDA if available",
+        help="auto: CUDA if available; mps: Apple's GPU (untested)",
     )
     flag(
         "--amp",
@@ -402,6 +416,7 @@ def test(args: argparse.Namespace) -> int:
                 skip_trained=args.skip_trained,
             )
             rows.append(cross_dataset.describe_test(title, model.config["flags"]["dataset"], found))
+            found = found.assign(**cross_dataset.origin(model.config))
             found.insert(0, "checkpoint", str(checkpoint))
             tables.append(found)
     if args.output:

@@ -12,7 +12,6 @@ their coverage.
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -86,7 +85,12 @@ def plcc_by_counts(predicted: np.ndarray, mos: np.ndarray) -> ByCounts:
     """PLCC (of the raw scores) of resampled images: (B,) for (N,), and (B, K) for (K, N)."""
 
     def statistic(counts: np.ndarray) -> np.ndarray:
-        found = [correlation_by_counts(p, mos, counts) for p in np.atleast_2d(predicted)]
+        found = [
+            np.full(len(counts), math.nan)
+            if undefined(p, mos)
+            else correlation_by_counts(p, mos, counts)
+            for p in np.atleast_2d(predicted)
+        ]
         return np.stack(found, -1) if np.ndim(predicted) == 2 else found[0]
 
     return statistic
@@ -107,46 +111,37 @@ class Interval(NamedTuple):
 def interval(
     statistic: ByCounts, images: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """A statistic with its 95% interval over images: BCa bootstrap (Efron 1987, by scipy).
+    """A statistic with its 95% interval over images: see `bca`."""
+    value = float(statistic(np.ones((1, images)))[0])
+    if images < 3 or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan, math.nan, "too few images, or undefined")
+    drawn = resample_images(statistic, images, resamples=resamples, seed=seed)
+    return bca(value, drawn, leave_one_out(statistic, images))
 
+
+def bca(value: float, drawn: np.ndarray, left_out: np.ndarray) -> Interval:
+    """The bias-corrected and accelerated interval (Efron, J. American Statistical Ass. 82, 1987).
+
+    drawn (B,): the statistic in resamples of the images; left_out (N,): without one image each.
     p: see `p_value`. BCa corrects the interval but not p, so they can disagree for p near 0.05.
     """
     from scipy import stats
 
-    options = {"batch": 250, "vectorized": True, "method": "BCa"}
+    p, pull = p_value(drawn), left_out.mean() - left_out
+    below = (np.mean(drawn < value) + np.mean(drawn <= value)) / 2
+    if not (np.isfinite(drawn).all() and np.ptp(drawn) > 0 and 0 < below < 1 and pull.any()):
+        reason = "the resamples do not vary, or are undefined"
+        return Interval(value, math.nan, math.nan, p, reason)
+    bias = stats.norm.ppf(below)
+    acceleration = np.sum(pull**3) / (6 * np.sum(pull**2) ** 1.5)
 
-    def of_draws(draws: np.ndarray, axis: int = -1) -> np.ndarray:
-        rows = draws.reshape(-1, draws.shape[-1])
-        flat = rows + images * np.arange(len(rows))[:, None]
-        counts = np.bincount(flat.ravel(), minlength=images * len(rows))
-        return statistic(counts.reshape(-1, images).astype(float)).reshape(draws.shape[:-1])
+    def ends(level: float) -> list[float]:
+        z = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+        share = stats.norm.cdf(bias + z / (1 - acceleration * z))
+        return np.quantile(drawn, share).tolist()
 
-    value = float(statistic(np.ones((1, images)))[0])
-    if images < 3 or not math.isfinite(value):
-        return Interval(value, math.nan, math.nan, math.nan, "too few images, or undefined")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a degenerate interval is NaN; `reason` says so
-        result = stats.bootstrap(
-            (np.arange(images),),
-            of_draws,
-            n_resamples=resamples,
-            confidence_level=LEVEL,
-            rng=np.random.default_rng(seed),
-            **options,
-        )
-        narrower = stats.bootstrap(
-            (np.arange(images),),
-            of_draws,
-            n_resamples=0,
-            confidence_level=ONE_SIDED,
-            bootstrap_result=result,
-            **options,
-        )
-    low, high = map(float, result.confidence_interval)
-    within = float(np.abs(narrower.confidence_interval).max())
-    reason = "" if math.isfinite(low + high) else "the resamples do not vary, or are undefined"
-    p = p_value(result.bootstrap_distribution)
-    return Interval(value, low, high, p, reason, within, float(result.standard_error))
+    within = max(map(abs, ends(ONE_SIDED)))
+    return Interval(value, *ends(LEVEL), p, within=within, error=float(drawn.std(ddof=1)))
 
 
 def p_value(resampled: np.ndarray) -> float:
@@ -293,6 +288,13 @@ def seed_variance(values: np.ndarray) -> SeedVariance:
     )
 
 
+def leave_one_out(statistic: ByCounts, images: int) -> np.ndarray:
+    """A statistic without one image each: (N,), or (N, K)."""
+    everyone = np.arange(images)
+    batches = np.array_split(everyone, -(-images // 250))
+    return np.concatenate([statistic((everyone != out[:, None]).astype(float)) for out in batches])
+
+
 def resample_images(
     statistic: ByCounts, images: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
@@ -310,6 +312,7 @@ def over_seeds(
     combine: Callable[[np.ndarray], np.ndarray],
     *,
     variance: SeedVariance | None = None,
+    trained: np.ndarray | None = None,
     seed: int = 0,
 ) -> Interval:
     """A statistic of several seeds with its 95% interval over seeds and images.
@@ -317,7 +320,8 @@ def over_seeds(
     seen: the statistic of each seed on all images, (S,) or (S, M) for M configurations. drawn: the
     same in resamples of images, (S, B) or (S, B, M). combine: maps means over seeds, (B,) or
     (B, M), to (B,). variance: between seeds, pooled; without it that of these seeds alone, with
-    S - 1 degrees of freedom.
+    S - 1 degrees of freedom. trained: bool (M,), which of the configurations have seeds (all, if
+    not given); the others are the same in every seed.
 
     1. Bootstrap images on the seed-averaged statistic.
     2. Add a normal deviate with the seed variance of the combination (linearized) over S. (S draws
@@ -346,7 +350,7 @@ def over_seeds(
         deviations = (seen - mean).reshape(count, -1) @ gradient
         by_seed, df = float(deviations @ deviations) / (count - 1), count - 1
     else:
-        by_seed, df = variance.of_combination(gradient)
+        by_seed, df = variance.of_combination(gradient if trained is None else gradient[trained])
     by_seed /= count
     if by_image.var() > 0:
         counted_twice = np.mean(np.var(own, 1)) / (count - 1) / by_image.var()

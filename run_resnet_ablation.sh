@@ -28,16 +28,18 @@ readonly CLOSING_LINES=(
   'Last Test SRCC: '
 )
 readonly FIRST_SEED=42
-readonly MORE='--seeds, --controls, --backbones, --gpus or --parallel' # what may follow --resume DIR
+# What may follow --resume DIR.
+readonly MORE='--seeds, --controls, --backbones, --gpus, --parallel or --no_page'
 readonly NO_VALIDATION='No validation images: '
 
 usage() {
   cat <<'END'
 usage: bash run_resnet_ablation.sh [--demo] [--seeds N,N,...] [--gpus N,N,...] [--controls]
-                                   [--backbones NAME,NAME,...] [--with_neighbours] [FLAG...]
+                                   [--backbones NAME,NAME,...] [--with_neighbours] [--no_page]
+                                   [FLAG...]
        bash run_resnet_ablation.sh --resume LOG_DIR/resnet_ablation_YYYYMMDD_HHMMSS
                                    [--seeds N,N,...] [--controls] [--backbones NAME,NAME,...]
-                                   [--gpus N,N,...] [--parallel N]
+                                   [--gpus N,N,...] [--parallel N] [--no_page]
 
 Trains the three configurations one at a time, prints their figures and makes the report.
 
@@ -57,6 +59,7 @@ Trains the three configurations one at a time, prints their figures and makes th
                   'python3 experiment.py --model MODEL --preset PRESET' lists
   --gpus N,N,...  several runs at once, one on each of these GPUs
   --parallel N    N runs at once, which share this machine's cores
+  --no_page       without progress.html, which shows in a browser how far the runs are
   --resume DIR    continue an ablation that was interrupted, with its own flags: finished runs are
                   kept, the interrupted run continues where it was; with --seeds, --controls or
                   --backbones it becomes larger, in the same folder (--seeds and --backbones name
@@ -219,6 +222,30 @@ stop() { # SIGNAL STATUS
   exit "$2"
 }
 
+begin_page() { # keep progress.html up to date until this script ends, whatever ends it
+  printf '%s\n' "${runs[@]}" >"$log_dir/runs.part"
+  mv "$log_dir/runs.part" "$log_dir/runs"
+  ((with_page)) || return 0
+  trap end_page EXIT
+  (
+    trap '' HUP INT
+    exec nice -n 10 "$PYTHON" "$HERE/report_resnet_ablation.py" "$log_dir" --watch $$
+  ) >/dev/null &
+  page=$!
+  say "progress: $log_dir/progress.html"
+}
+
+# shellcheck disable=SC2317 # called by a trap
+end_page() { # it is written once more; what takes longer than five seconds is ended
+  local tenth
+  kill -TERM "$page" 2>/dev/null || return 0
+  for ((tenth = 0; tenth < 50; tenth++)); do
+    kill -0 "$page" 2>/dev/null || return 0
+    sleep 0.1
+  done
+  kill -KILL "$page" 2>/dev/null || true
+}
+
 figure() { # CLOSING_LINE LOG: the figure that follows it; status 1 if there is none
   local line
   if [[ $1 == Validation* ]] && grep -qs "^$NO_VALIDATION" "$2"; then
@@ -261,6 +288,8 @@ log_root=logs
 log_dir=
 checkpoint_dir=
 demo=0
+with_page=1
+page= # the process that writes progress.html
 slots=() # of runs side by side: an environment variable for each
 runs=()
 children=()
@@ -271,7 +300,7 @@ if [[ ${1:-} == --resume ]]; then
   [[ -r ${2:-}/arguments ]] || fail "--resume ${2:-}: no file 'arguments' of an ablation there"
   log_dir=$(cd "$2" && pwd)
   mapfile -d '' -t arguments <"$2/arguments"
-  [[ " ${*:3}" =~ ^(\ --controls|\ --(seeds|gpus|parallel)[\ =][0-9,]+|\ --backbones[\ =][^ ]+)*\ ?$ ]] ||
+  [[ " ${*:3}" =~ ^(\ --(controls|no_page)|\ --(seeds|gpus|parallel)[\ =][0-9,]+|\ --backbones[\ =][^ ]+)*\ ?$ ]] ||
     fail "--resume $2 keeps its own flags: only $MORE may follow"
   cd "${arguments[0]}" || fail "--resume $2: its working folder ${arguments[0]} is gone"
   if (($# > 2)) && [[ " ${arguments[*]:1}" != *' --seed'* ]]; then
@@ -295,6 +324,7 @@ while (($#)); do
       shift 2
       ;;
     --controls) rows+=("$1"); shift ;;
+    --no_page) with_page=0; shift ;;
     --backbones)
       [[ ${2:-} ]] || fail "--backbones takes names, such as resnet50,tf_efficientnet_lite0"
       rows+=("$1" "$2")
@@ -405,6 +435,7 @@ fi
 take_in_seeds
 printf '%s\0' "${arguments[@]}" >"$log_dir/arguments.part"
 mv "$log_dir/arguments.part" "$log_dir/arguments"
+begin_page
 
 if ((${#slots[@]})); then
   run_side_by_side "${waiting[@]}"

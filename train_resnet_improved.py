@@ -12,9 +12,8 @@ of training: about 15 minutes on a data-centre GPU (an estimate), two days on tw
 
 From Python, for notebooks:
 
-    from training.flags import parse_args
-    from train_resnet_improved import run
-    record, network = run(parse_args(["--use_multiscale", "--data_path", "koniq-10k"]))
+    from train_resnet_improved import train
+    record, network = train(use_multiscale=True, data_path="koniq-10k", epochs=3)
 """
 
 import argparse
@@ -47,6 +46,7 @@ from files import check_folder_for, make_folder
 from metrics import describe_stage_weights, srcc
 from progress import TimeEstimate
 from training.flags import parse_args
+from training.keywords import flags_of
 from training.learner import Learner, StepResults
 from training.losses import needs_scale
 from training.processes import Ranks, by_torchrun, died_elsewhere, end_workers, this_rank
@@ -54,6 +54,7 @@ from training.records import HEADER, best_epoch, closing_lines, epoch_row
 from training.resume import begin, choose_run_name, resume_command, save_state
 from training.run import Run, prepare
 from training.run_files import RunFiles
+from training.tensorboard import Board, check_tensorboard
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
     from torch import Tensor, nn
@@ -225,6 +226,7 @@ def save_or_stop(run: Run, *, may_save: bool = False) -> None:
 def learn(run: Run) -> None:
     """The epochs that are left: each is trained, evaluated, recorded, saved, and then shown."""
     files, first = run.files, len(run.epochs) + 1
+    board = Board(run.args.tensorboard if run.ranks.is_first else None, files.name, run.epochs)
     for epoch in range(first, run.args.epochs + 1):
         began, rates = time.monotonic(), run.rates()
         left = run.crops - len(run.earlier[0])
@@ -269,11 +271,15 @@ def learn(run: Run) -> None:
                 files.save_last(run.checkpoint())
                 if best_epoch(run.epochs, "test") is record:
                     files.save_best(run.checkpoint())
+                run.write_cards(ended=False)
             if epoch == first:
                 print(HEADER)
             print(epoch_row(record), flush=True)
+            board.show(record)
+    board.close()
     if run.ranks.is_first:
         if files.saves:
+            run.write_cards(ended=True)
             files.state_before.unlink(missing_ok=True)
         print(closing_lines(run.epochs), flush=True)
 
@@ -283,6 +289,22 @@ class Trained(NamedTuple):
 
     record: list[dict]
     network: "nn.Module"
+
+
+def train(**flags) -> Trained:
+    """Train and evaluate: the command for Python. Keyword arguments are its flags without '--'.
+
+    train(dataset="csv", data_path="photos", csv=["scores.csv"], use_multiscale=True, lr=1e-4)
+
+    They are checked as on the command line. Values are numbers, strings, paths, lists of these, or
+    True and False for flags without a value; None is the default. The network comes back in eval
+    mode, and files are written as by the command. Raises RunError for flags that can't be used,
+    and what `run` raises.
+    """
+    args = flags_of(flags)
+    if args.check:
+        raise RunError("check: is for the command line; leave it out to train")
+    return run(args)
 
 
 def run(args: argparse.Namespace) -> Trained:
@@ -339,6 +361,8 @@ def check_places(args: argparse.Namespace) -> None:
     check_folder(args.dataset, args.data_path)
     for flag in ("store_dir", "log_dir", *(["checkpoint_dir"] if args.save_model else [])):
         check_folder_for(f"--{flag}", getattr(args, flag))
+    if args.tensorboard:
+        check_tensorboard(args.tensorboard)
 
 
 # The command ------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ It only reads. It decodes all images, on all cores. The exit status is 1 if ther
 
 import argparse
 import hashlib
-import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from datasets.flags import (
 )
 from datasets.images import load_image, resized
 from datasets.labels import count_splits, load_labels
+from devices import cores
 from errors import first_line
 from progress import Progress
 
@@ -53,7 +53,7 @@ def check_images(
 
     sizes, bad, images_of = {}, [], {}
     images = list(table["image"])
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         checked = Progress("checking images", len(images), "images")(pool.map(check, images))
         for image, (size, digest, error) in zip(images, checked):
             if error:
@@ -70,9 +70,9 @@ def print_labels(table: "pd.DataFrame", source: str) -> None:
     counts = count_splits(table)
     print("images      " + ", ".join(f"{count:,} {split}" for split, count in counts.items()))
     print("splits      no image is in two splits")
-    if "ratings" in table:
-        ratings, spread = table["ratings"], table["mos_sd"].mean()
-        print(f"ratings     {ratings.min()} to {ratings.max()} per image, mean SD {spread:.2f}")
+    if "votes" in table:
+        votes, spread = table["votes"], table["mos_sd"].mean()
+        print(f"votes       {votes.min()} to {votes.max()} per image, mean SD {spread:.2f}")
     mos = table["mos"]
     print(f"MOS         {mos.min():.2f} to {mos.max():.2f}, mean {mos.mean():.2f}")
     histogram, edges = np.histogram(mos, bins=10, range=(0, 100))

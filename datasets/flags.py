@@ -117,7 +117,8 @@ def add_csv_flags(add: Callable[..., argparse.Action], of: str) -> None:
         default=[],
         metavar="KEY=NAME",
         help="names of the table's columns: image=, score=, and if available split=, group= "
-        "(images of one group are kept in one split); numbers from 1 for a table without titles",
+        "(images of one group are kept in one split), sd= and votes= (standard deviation and "
+        "number of an image's votes); numbers from 1 for a table without titles",
     )
     add("--lower_is_better", action="store_true", help="the table's scores are DMOS or similar")
     add(

@@ -22,12 +22,13 @@ EXIF_TURNS = {
 DARKEST = 4096  # values of a 16-bit image are 8-bit to 12-bit values if they are all below this
 
 
-def decode(path: Path, height: int, width: int) -> np.ndarray:
-    """An image file as uint8 RGB (height, width, 3): load_image, resized bilinearly.
+def decode(image: "str | Path | Image.Image | np.ndarray", height: int, width: int) -> np.ndarray:
+    """An image as uint8 RGB (height, width, 3): load_image or from_memory, resized bilinearly.
 
-    Smaller images are enlarged. Raises what load_image raises.
+    image: a file, Pillow's, or an array. Smaller images are enlarged. Raises what these two raise.
     """
-    return resized(load_image(path), height, width)
+    is_file = isinstance(image, (str, Path))
+    return resized(load_image(Path(image)) if is_file else from_memory(image), height, width)
 
 
 def resized(image: "Image.Image", height: int, width: int) -> np.ndarray:
@@ -65,6 +66,25 @@ def load_image(path: Path) -> "Image.Image":
         raise
 
 
+def from_memory(image: "Image.Image | np.ndarray") -> "Image.Image":
+    """An image of Pillow, or an array, in RGB and full size; load_image, without a file.
+
+    An array is uint8 (H, W, 3), RGB, or (H, W), grey. Raises ValueError for others, TypeError for
+    anything else.
+    """
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or (image.ndim != 2 and image.shape[2:] != (3,)):
+            raise ValueError(
+                f"an array of {image.dtype} {image.shape}: give uint8 (H, W, 3), RGB, or (H, W)"
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"a {type(image).__name__}: give a path, an image of Pillow, or an array")
+    return opened_as_seen(image)
+
+
 def as_seen(file: Path | BytesIO) -> "Image.Image":
     """load_image, where Pillow can read all metadata."""
     from PIL import Image
@@ -72,27 +92,34 @@ def as_seen(file: Path | BytesIO) -> "Image.Image":
     with Image.open(file) as image:
         if image.format in ("JPEG", "MPO"):
             check_jpeg_end(file.getvalue() if isinstance(file, BytesIO) else file.read_bytes())
-        deep = is_16_bit(image)
-        image.load()  # rotates a TIFF and removes its orientation tag
-        turn = exif_turn(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            values = np.asarray(image)
-            low, high = values.min(), values.max()
-            if values.dtype.kind not in "iu" or low < 0 or high > 65535:
-                raise ValueError(f"pixels of mode {image.mode} that are not 16-bit grey")
-            image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
-            deep = True
-        if deep and brightest(image) < DARKEST >> 8:
-            raise ValueError(
-                f"pixels that are not 16-bit grey or colour, as all are below {DARKEST}: they "
-                "would be black; save the image with 8 bits"
-            )
-        if turn is not None:
-            image = image.transpose(Image.Transpose[turn])
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return opened_as_seen(image)
+
+
+def opened_as_seen(image: "Image.Image") -> "Image.Image":
+    """load_image, of an image that Pillow has opened."""
+    from PIL import Image
+
+    deep = is_16_bit(image)
+    image.load()  # rotates a TIFF and removes its orientation tag
+    turn = exif_turn(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if values.dtype.kind not in "iu" or low < 0 or high > 65535:
+            raise ValueError(f"pixels of mode {image.mode} that are not 16-bit grey")
+        image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+        deep = True
+    if deep and brightest(image) < DARKEST >> 8:
+        raise ValueError(
+            f"pixels that are not 16-bit grey or colour, as all are below {DARKEST}: they "
+            "would be black; save the image with 8 bits"
+        )
+    if turn is not None:
+        image = image.transpose(Image.Transpose[turn])
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def is_16_bit(image: "Image.Image") -> bool:
@@ -100,7 +127,7 @@ def is_16_bit(image: "Image.Image") -> bool:
 
     Of colours, Pillow keeps the upper 8 bits only.
     """
-    for codec, _, _, args in image.tile:
+    for codec, _, _, args in getattr(image, "tile", []):
         args = args if isinstance(args, tuple) else (args,)
         if codec.startswith("ppm"):  # (mode, highest value)
             return args[-1] > 255

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from datasets.label_files import (
     as_numbers,
     first_few,
+    has_columns,
     read_split_json,
     read_table,
     seen_nearby,
@@ -26,7 +29,8 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
     Splits: 'json' is koniq_train.json (7,046) and koniq_test.json (2,010), and the 1,000 validation
     images of the sets CSV if that file is available. 'official' is the split of the sets CSV
     (7,058 / 1,000 / 2,015). 'auto' prefers 'json'. 'random' marks all images as training images.
-    Returns the label table (image, mos, split, name) and a description of its source.
+    Returns the label table (image, mos, split, name; and the votes: see read_koniq_votes) and a
+    description of its source.
     """
     split = koniq_split(folder, split)
     sets = read_koniq_sets(folder / "koniq10k_distributions_sets.csv")
@@ -48,6 +52,9 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
         names = {"training": "train", "validation": "val", "test": "test"}
         parts = {names[k]: set(group) for k, group in sets.groupby("set")["image_name"]}
         source += "; set of koniq10k_distributions_sets.csv"
+    votes = next((v for v in map(read_koniq_votes, label_files(folder)) if v is not None), None)
+    if votes is not None:
+        table = table.merge(votes, on="name", how="left")
     if parts:
         check_parts(parts, lists, table, folder)
         where = {name: part for part, members in parts.items() for name in members}
@@ -57,6 +64,36 @@ def read_koniq10k(folder: Path, split: str) -> tuple["pd.DataFrame", str]:
         table["split"] = "train"
 
     return table.assign(image=table["name"]), source
+
+
+def label_files(folder: Path) -> list[Path]:
+    """The label files that are there, the database's own first."""
+    paths = [folder / KONIQ_SCORES, folder / "koniq10k_distributions_sets.csv"]
+    return [path for path in paths if path.is_file()]
+
+
+def read_koniq_votes(path: Path) -> "pd.DataFrame | None":
+    """Columns name, vote_mean, mos_sd and votes of a label file; None if it has no distributions.
+
+    c1..c5 are the numbers, or the shares, of the votes for 1 to 5, and c_total is their number. The
+    mean is that of the votes, which the MOS on 0..100 is not; both are brought to 0..100.
+    """
+    import pandas as pd
+
+    grades = [f"c{grade}" for grade in range(1, 6)]
+    if not has_columns(path, (*grades, "c_total")):
+        return None
+    texts = read_table(path, ("image_name", *grades, "c_total"))
+    shares = np.stack([as_numbers(texts[grade], path) for grade in grades], 1)  # (N, 5)
+    votes = as_numbers(texts["c_total"], path).to_numpy()
+    value = np.arange(5) * 25.0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = shares / shares.sum(1, keepdims=True)
+        mean = shares @ value
+        sd = np.sqrt((shares * (value - mean[:, None]) ** 2).sum(1) * votes / (votes - 1))
+    return pd.DataFrame(
+        {"name": texts["image_name"], "vote_mean": mean, "mos_sd": sd, "votes": votes}
+    )
 
 
 def koniq_split(folder: Path, split: str) -> str:

@@ -61,6 +61,13 @@ def read_table(path: Path, columns: Iterable[str]) -> "pd.DataFrame":
     return pd.DataFrame(values, dtype=str)
 
 
+def has_columns(path: Path, columns: Iterable[str]) -> bool:
+    """Whether a table has each of these columns, once. Raises DataError if it can't be read."""
+    return any(
+        all(len(positions(rows[0], column)) == 1 for column in columns) for rows in read_rows(path)
+    )
+
+
 def is_number_of_column(name: str) -> bool:
     return name.isascii() and name.isdigit() and int(name) > 0
 

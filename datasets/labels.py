@@ -73,6 +73,7 @@ def read_labels(
     split_seed: int = 0,
     val_fraction: float | None = None,
     own_csv: CsvOptions | None = None,
+    images: bool = True,
 ) -> tuple["pd.DataFrame", str]:
     """The label table of a data set (image, mos, split; sorted by image) and its source, as text.
 
@@ -80,9 +81,11 @@ def read_labels(
     'random' (80/20 by `split_seed`). val_fraction: the fraction of the training images used for
     validation, drawn by `split_seed`, if the data set has no validation images; None takes the data
     set's default. Images of one reference (column group) are kept in one split. own_csv: the table
-    of data set 'csv' and, for all data sets, the folder of the images (image_dir). If it averages
-    ratings, the table also has `mos_sd` and `ratings`. Raises DataError for everything that is
-    wrong with the files.
+    of data set 'csv' and, for all data sets, the folder of the images (image_dir). images: False if
+    there need not be any: their names are then those of the label file. Where the label files say
+    so, the table also has `mos_sd` and `votes` (standard deviation and number of an image's votes),
+    and `vote_mean` where the MOS is not the mean vote, on 0..100. Raises DataError for everything
+    that is wrong with the files.
     """
     folder, own_csv = check_folder(dataset, data_path), own_csv or CsvOptions()
     known = DATASETS[dataset]
@@ -96,12 +99,14 @@ def read_labels(
             f"{known.images:,}: they are of another release, or incomplete"
         )
     check_labels(table, folder)
-    place = find_place(table["image"], folder, known.places, own_csv.image_dir)
-    if known.places is None or len(known.places) > 1 or own_csv.image_dir:
-        source += f"; images in {place or '.'}/"
+    place = ""
+    if images:
+        place = find_place(table["image"], folder, known.places, own_csv.image_dir)
+        if known.places is None or len(known.places) > 1 or own_csv.image_dir:
+            source += f"; images in {place or '.'}/"
     table = table.assign(image=(f"{place}/" if place else "") + table["image"])
     table["group"] = groups_of(table)
-    columns = ["image", "mos", "split", "group", "mos_sd", "ratings"]
+    columns = ["image", "mos", "split", "group", "vote_mean", "mos_sd", "votes"]
     table = table[[column for column in columns if column in table]]
     table = table.sort_values("image", ignore_index=True)
     table["mos"] = table["mos"].round(9)  # 56.29, not 100 * 0.5629 = 56.28999999999999

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.images import decode
+from devices import cores
 from errors import DataError, first_line
 from files import locked, replacing, write_atomically
 from progress import Progress
@@ -251,13 +252,13 @@ def build_store(
     try:
         with replacing(path) as file:
             with (
-                ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,  # Pillow releases the GIL
+                ThreadPoolExecutor(cores()) as pool,  # Pillow releases the GIL
                 closing(pool.map(store, enumerate(files))) as jobs,  # Ctrl-C cancels waiting jobs
             ):
                 for job in Progress("decoding images", len(files), "images")(jobs):
                     done.append(job)
                     if len(done) % 64 == 0:  # write to disk while other threads decode
-                        os.fdatasync(file.fileno())
+                        getattr(os, "fdatasync", os.fsync)(file.fileno())  # not on macOS
             bad = [f"{image}: {error}" for image, *_, error in done if error]
             if bad:
                 raise DataError(

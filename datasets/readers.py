@@ -10,12 +10,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from datasets.label_files import (
     SPLIT_NAMES,
     SPLITS,
     as_numbers,
     as_splits,
     first_few,
+    has_columns,
     read_mat,
     read_rows,
     read_table,
@@ -82,12 +85,16 @@ def read_spaq(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
 def read_kadid10k(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     """KADID-10k (Lin et al., QoMEX 2019): 10,125 distorted images of 81 references.
 
-    Labels: `dmos` of dmos.csv, 1..5; despite its name, higher is better. Images in images/.
+    Labels: `dmos` of dmos.csv, 1..5; despite its name, higher is better. `var`, if it is there, is
+    the variance of an image's 30 votes. Images in images/.
     """
     path = folder / "dmos.csv"
     table = read_table(path, ("dist_img", "ref_img", "dmos"))
     mos = scaled(as_numbers(table["dmos"], path), 1, 5, path)
     table = label_table(table["dist_img"], mos, folder, table["ref_img"])
+    if has_columns(path, ("var",)):
+        variance = as_numbers(read_table(path, ("var",))["var"], path)
+        table = table.assign(mos_sd=25 * np.sqrt(variance.clip(0)).to_numpy(), votes=30)
     return table, "dmos of dmos.csv"
 
 
@@ -188,11 +195,14 @@ def read_bid(folder: Path, _: str) -> tuple["pd.DataFrame", str]:
     return label_table(names, scaled(mos, 0, 5, path), folder), "DatabaseGrades.xlsx"
 
 
+CSV_KEYS = ("image", "score", "split", "group", "sd", "votes")  # of --csv_columns
+
+
 class CsvOptions(NamedTuple):
     """How your own table is read: a field for each flag of datasets.flags.add_csv_flags."""
 
     csv: Sequence[str] = ()  # FILE or SPLIT=FILE, in the data folder
-    csv_columns: Sequence[str] = ()  # KEY=NAME, where KEY is image, score, split or group
+    csv_columns: Sequence[str] = ()  # KEY=NAME, where KEY is one of CSV_KEYS
     lower_is_better: bool = False
     score_range: tuple[float, float] | None = None
     average_ratings: bool = False
@@ -210,13 +220,16 @@ def read_own_csv(folder: Path, options: CsvOptions) -> tuple["pd.DataFrame", str
     Image paths are relative to the data folder, or to the subfolder that contains the images.
     Scores on a scale other than 0..100 need `score_range`. With `average_ratings`, an image may
     have several rows: its mean counts, and the columns `mos_sd` (the standard deviation of its
-    ratings, on 0..100) and `ratings` (their number) are added.
+    ratings, on 0..100) and `votes` (their number) are added. A table of means may have these two in
+    columns of its own, on the scale of the scores: keys sd and votes.
     """
     import pandas as pd
 
     if not options.csv:
         raise DataError("--dataset csv: name the table with --csv FILE, or train=FILE test=FILE")
     columns = columns_of(options.csv_columns)
+    if options.average_ratings and {"sd", "votes"} & set(columns):
+        raise DataError("--average_ratings: counts the votes itself; leave out sd= and votes=")
     tables = []
     for entry in options.csv:
         part, equals, name = entry.partition("=")
@@ -227,7 +240,8 @@ def read_own_csv(folder: Path, options: CsvOptions) -> tuple["pd.DataFrame", str
         texts = read_table(path, columns.values())
         table = pd.DataFrame({key: texts[name] for key, name in columns.items()})
         table["image"] = [as_path(name, folder) for name in table["image"]]
-        table["score"] = as_numbers(table["score"], path)
+        for key in {"score", "sd", "votes"} & set(table):
+            table[key] = as_numbers(table[key], path)
         if part and "split" in columns:
             raise DataError(f"--csv {entry}: the split is named twice, by {part}= and by a column")
         if "split" in columns:
@@ -243,6 +257,8 @@ def read_own_csv(folder: Path, options: CsvOptions) -> tuple["pd.DataFrame", str
         )
     mos = scaled(table["score"], low, high, folder, lower_is_better=options.lower_is_better)
     table = table.drop(columns="score").assign(mos=mos)
+    if "sd" in table:
+        table["mos_sd"] = table.pop("sd") * (100 / (high - low))
     table = table if "split" in table else table.assign(split="train")
     scale = f"{low:g}..{high:g}, {'lower' if options.lower_is_better else 'higher'} is better"
     source = f"{columns['score']} ({scale}) of {', '.join(options.csv)}"
@@ -258,14 +274,13 @@ def read_own_csv(folder: Path, options: CsvOptions) -> tuple["pd.DataFrame", str
 
 
 def columns_of(entries: Sequence[str]) -> dict[str, str]:
-    """The table's columns by their keys: image, score and, if they are named, split and group."""
+    """The table's columns by their keys: image, score and, if they are named, the others."""
     columns = {"image": "image", "score": "score"}
     for entry in entries:
         key, equals, name = entry.partition("=")
-        if not equals or key not in ("image", "score", "split", "group"):
-            raise DataError(
-                f"--csv_columns {entry}: takes KEY=NAME, with KEY image, score, split or group"
-            )
+        if not equals or key not in CSV_KEYS:
+            keys = f"{', '.join(CSV_KEYS[:-1])} or {CSV_KEYS[-1]}"
+            raise DataError(f"--csv_columns {entry}: takes KEY=NAME, with KEY {keys}")
         columns[key] = name
     return columns
 
@@ -283,6 +298,6 @@ def average_ratings(table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
             names = first_few(differing.index[differing > 1])
             raise DataError(f"{folder}: rows of one image name several {column}s: {names}")
     means = rows.first().assign(
-        mos=rows["mos"].mean(), mos_sd=rows["mos"].std(), ratings=rows["mos"].size()
+        mos=rows["mos"].mean(), mos_sd=rows["mos"].std(), votes=rows["mos"].size()
     )
     return means.reset_index()

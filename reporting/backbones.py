@@ -8,24 +8,43 @@ import numpy as np
 import resampling
 from experiment import BASELINE, BOUNDS, COMPARISONS, CONFIGURATIONS, FULL, MULTISCALE
 from random_effects import FEWEST, OverBackbones, over_backbones
+from reporting.answer import (
+    OTHER_BACKBONES,
+    Answer,
+    Step,
+    between,
+    finish,
+    in_percent,
+    in_words,
+    more_seeds,
+)
 from reporting.figures import Figure
 from reporting.formats import (
     bounds,
     collapses,
     data_set,
+    data_set_name,
     decimal,
+    digits_for,
+    digits_of,
     listed,
     p_value,
     percent,
     with_spread,
 )
-from reporting.runs import Runs
+from reporting.parts import WHICH_DIFFERENCE, Report, Section, Verdict
+from reporting.runs import Runs, continued
 from reporting.statistics import Combine, Statistics, difference, relative
 from reporting.tables import ResultTable, Row, table_head, weights_of
-from reporting.text import Report, Section, Verdict
 from resampling import Interval
 
 UNASSESSED = "generality is not assessed"
+DECISIONS = (
+    "the improvements do not carry over to CNNs like these: on a further backbone they gain less "
+    "than 0.3%",
+    "limited: on a further CNN like these the improvements gain 0.3% to 1%",
+    "the improvements carry over to CNNs like these: on a further backbone they gain at least 1%",
+)
 
 
 class Comparison(NamedTuple):
@@ -83,13 +102,7 @@ class Backbones:
         )
         if low != high:
             return "it is not decided whether the improvements carry over to CNNs"
-        return (
-            "the improvements do not carry over to CNNs like these: on a further backbone they "
-            "gain less than 0.3%",
-            "limited: on a further CNN like these the improvements gain 0.3% to 1%",
-            "the improvements carry over to CNNs like these: on a further backbone they gain at "
-            "least 1%",
-        )[low]
+        return DECISIONS[low]
 
 
 def over(each: list[Interval], drawn: list[np.ndarray]) -> OverBackbones | None:
@@ -136,7 +149,50 @@ def write_report(b: Backbones, runs: Runs, figure: Figure) -> Report:
         figures.paragraphs.append(figure.caption)
     sections = [figures, by_backbone(b), summary(b), each_report(b)]
     title = "Do multi-scale fusion and channel attention carry over to other backbones?"
-    return Report(title, verdict(b), runs.problems, sections)
+    lead = figure if figure.stem else None
+    return Report(title, answer(b, runs), verdict(b), runs.problems, sections, lead)
+
+
+def answer(b: Backbones, runs: Runs) -> Answer:
+    first = next(iter(b.each.values()))
+    where = f"on {data_set_name(first)}, {in_words(len(b.summarised))} backbones"
+    gain, seeds = b.gain, {len(s.seeds) for s in b.each.values()}
+    steps = [finish(runs)] if runs.failed else []
+    if b.reason() or not gain.over:
+        why = b.reason()
+        if len(b.summarised) < FEWEST:
+            text = "Train them on at least three backbones."
+            steps.append(Step(text, on_more_backbones(b, runs)))
+        elif min(seeds) < 2:
+            who = "each model has" if seeds == {1} else "some models have"
+            why = f"{who} been trained only once"
+            steps.append(more_seeds(runs, first.seeds, "Train each model with two more seeds."))
+        return Answer(f"We can't tell yet: {why}.", f"{where[0].upper()}{where[1:]}.", steps)
+    mean, following = gain.over.mean, gain.over.next
+    size = in_percent(mean.value, mean, sign=True)
+    ends = between(following)
+    said = {
+        DECISIONS[0]: "No: on a further CNN like these, expect a gain of less than 0.3%",
+        DECISIONS[1]: "A little: on a further CNN like these, expect a gain of 0.3% to 1%",
+        DECISIONS[2]: "Yes: on a further CNN like these, expect a gain of at least 1%",
+    }.get(b.verdict, f"We can't tell yet: on a further CNN, expect anything {ends}")
+    if b.verdict not in DECISIONS:
+        text = "Train each model on further backbones, to narrow it."
+        steps.append(Step(text, on_more_backbones(b, runs)))
+    low, high = (in_percent(x, mean, sign=True) for x in (mean.low, mean.high))
+    return Answer(
+        f"{said}.",
+        f"Multi-scale fusion and channel attention change the SRCC of the baseline by {size} on "
+        f"average (95% interval {low} to {high}): {where}, {first.selection}.",
+        steps,
+    )
+
+
+def on_more_backbones(b: Backbones, runs: Runs) -> str:
+    """The command that adds two backbones, or as many as it takes; empty if it can't be known."""
+    others = [name for name in OTHER_BACKBONES if name not in b.each]
+    more = others[: max(2, FEWEST - len(b.each))]
+    return continued(runs.folders, "--backbones", ",".join([*b.each, *more])) if more else ""
 
 
 def by_backbone(b: Backbones) -> Section:
@@ -151,39 +207,41 @@ def by_backbone(b: Backbones) -> Section:
                 f"{s.configurations[s.models[0]]['parameters'] / 1e6:.2f} M",
                 str(len(s.seeds)),
                 *(srcc_of(s, model) for model in models),
-                percent(gain.value) if gain else "-",
-                f"{percent(gain.low)} to {percent(gain.high)}" if gain else "-",
+                in_percent(gain.value, gain, sign=True) if gain else "-",
+                " to ".join(in_percent(x, gain, sign=True) for x in gain[1:3]) if gain else "-",
                 "no" if name in b.left_out else "yes",
             ]
         )
     header = ["backbone", "weights", "parameters", "seeds"]
     header += [CONFIGURATIONS[model].title for model in models]
-    text = (
+    note = (
         "SRCC: means over seeds, +- the standard deviation. Gain: of both improvements, relative "
         "to the baseline. In the summary: whether the backbone counts for mean and prediction."
     )
-    return Section("Results by backbone", [*header, "gain", "95%", "in the summary"], rows, [text])
+    header += ["gain", "95%", "in the summary"]
+    return Section("Results by backbone", header, rows, notes=[note])
 
 
 def srcc_of(s: Statistics, model: str) -> str:
     if model not in s.models:
         return "-"
-    return with_spread(s, s.configurations[model]["selections"][s.selection])
+    return with_spread(s, s.configurations[model]["selections"][s.selection], digits=digits_for(s))
 
 
 def summary(b: Backbones) -> Section:
     heading = "Over backbones"
     if not b.comparisons:
-        return Section(heading, paragraphs=[f"{b.verdict}."])
+        return Section(heading, paragraphs=[f"{b.verdict}."], question=WHICH_DIFFERENCE)
+    digits = digits_of([c.over.mean for c in b.comparisons])
     rows = [
         [
             c.label,
-            decimal(c.over.mean.value, 4, True),
-            bounds(c.over.mean, 4, True),
+            decimal(c.over.mean.value, digits, True),
+            bounds(c.over.mean, digits, True),
             p_value(c.over.mean.p),
             p_value(p),
-            bounds(c.over.next, 4, True),
-            decimal(c.over.tau),
+            bounds(c.over.next, digits, True),
+            decimal(c.over.tau, digits),
             f"{c.over.i2:.0%}",
             str(c.over.count),
         ]
@@ -197,7 +255,8 @@ def summary(b: Backbones) -> Section:
         "The error of the test images is common to all backbones, and does not shrink with their "
         "number."
     )
-    return Section(heading, [*header, "I2", "backbones"], rows, [text])
+    header += ["I2", "backbones"]
+    return Section(heading, header, rows, question=WHICH_DIFFERENCE, notes=[text])
 
 
 def each_report(b: Backbones) -> Section:

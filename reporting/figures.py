@@ -1,5 +1,6 @@
 """The report's figures, as PNG and PDF."""
 
+import io
 import itertools
 import math
 from pathlib import Path
@@ -16,14 +17,18 @@ from reporting.statistics import Statistics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+    from reporting.analysis import Analysis
     from reporting.backbones import Backbones
+    from resampling import Interval
 
+OTHER_COLOURS = ("#56B4E9", "#CC79A7", "#009E73", "#E69F00", "#0072B2", "#D55E00")  # published
 COLUMN = 3.5  # inches: the column of a journal; a page is twice as wide
 
 
 class Figure(NamedTuple):
     stem: str  # of its files in figures/; empty if there is none
     caption: str  # or the reason why there is none
+    svg: str = ""  # for report.html; empty if it shows photographs or thousands of points
 
 
 def draw_figures(s: Statistics, folder: Path, data_path: str | None) -> list[Figure]:
@@ -31,9 +36,12 @@ def draw_figures(s: Statistics, folder: Path, data_path: str | None) -> list[Fig
     prepare(folder)
     photographs = Path(data_path or s.runs[0].config["flags"]["data_path"])
     figures = []
-    for draw in (draw_curves, draw_scatter, draw_forest, draw_stage_weights, draw_costs):
+    for draw in (draw_configurations, draw_curves, draw_forest, draw_stage_weights, draw_costs):
         figures.append(save(*draw(s), folder / draw.__name__.removeprefix("draw_")))
-    figures.append(save(*draw_contact_sheet(s, photographs), folder / "contact_sheet"))
+    figures.append(save(*draw_thirds(s.analysis), folder / "thirds"))
+    figures.append(save(*draw_scatter(s), folder / "scatter", vectors=False))
+    sheet = draw_contact_sheet(s, photographs)
+    figures.append(save(*sheet, folder / "contact_sheet", vectors=False))
     return figures
 
 
@@ -56,12 +64,15 @@ def prepare(folder: Path) -> None:
             "axes.spines.right": False,
             "savefig.dpi": 300,
             "pdf.fonttype": 42,
+            "svg.fonttype": "none",
         }
     )
 
 
-def save(canvas: "Canvas | None", caption: str, path: Path) -> Figure:
-    """Write and close a drawn figure as path.png and path.pdf."""
+def save(
+    canvas: "Canvas | None", caption: str, path: Path, *, vectors: bool = True
+) -> Figure:
+    """Write and close a drawn figure as path.png and path.pdf; vectors: with its SVG as well."""
     import matplotlib.pyplot as plt
 
     if canvas is None:
@@ -69,8 +80,95 @@ def save(canvas: "Canvas | None", caption: str, path: Path) -> Figure:
     for suffix in ("png", "pdf"):
         with replacing(path.with_suffix(f".{suffix}")) as file:
             canvas.savefig(file, format=suffix)
+    svg = io.StringIO()
+    if vectors:
+        plt.rcParams["svg.hashsalt"] = path.name  # the same names of its parts each time
+        canvas.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     plt.close(canvas)
-    return Figure(path.name, caption)
+    return Figure(path.name, caption, svg.getvalue())
+
+
+class Drawn(NamedTuple):
+    """A model in a figure."""
+
+    title: str
+    colour: str
+    marker: str
+    value: float  # its SRCC
+    interval: "Interval"
+    each: list[float]  # of its seeds; empty for a published model
+
+
+def drawn_models(s: Statistics) -> list[Drawn]:
+    """Those of the runs, then those of --predictions."""
+    own = []
+    for model, found in s.configurations.items():
+        row, each = CONFIGURATIONS[model], found["selections"][s.selection]
+        own.append(
+            Drawn(row.title, row.colour, row.marker, found["srcc"], found["srcc_interval"], each)
+        )
+    return own + published_models(s.analysis)
+
+
+def published_models(a: "Analysis") -> list[Drawn]:
+    return [
+        Drawn(name, colour_of(name, a), "D", found["srcc"], found["srcc_interval"], [])
+        for name, found in a.published.items()
+    ]
+
+
+def colour_of(name: str, a: "Analysis") -> str:
+    """Of a published model, in every figure."""
+    return OTHER_COLOURS[[*a.published].index(name) % len(OTHER_COLOURS)]
+
+
+def draw_configurations(s: Statistics) -> tuple["Canvas", str]:
+    several = "; ticks: single seeds." if len(s.seeds) > 1 else ", one seed."
+    caption = f"Test SRCC ({s.selection}) with 95% intervals{several}"
+    return draw_models(drawn_models(s)), caption
+
+
+def draw_models(models: list[Drawn]) -> "Canvas":
+    """SRCC with its interval, a line for each model."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.36 * len(models)))
+    for y, model in enumerate(models[::-1]):
+        low, high = model.interval.low, model.interval.high
+        if math.isfinite(low + high):
+            axes.plot([low, high], [y, y], color=model.colour, linewidth=1.5)
+        axes.plot(model.value, y, model.marker, color=model.colour, markersize=4.5)
+        if len(model.each) > 1:
+            axes.plot(model.each, [y - 0.26] * len(model.each), "|", color="0.4", markersize=5)
+    axes.set(yticks=range(len(models)), yticklabels=[model.title for model in models[::-1]])
+    axes.set(xlabel="SRCC, test images", ylim=(-0.6, len(models) - 0.4))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+    return figure
+
+
+def draw_thirds(a: "Analysis") -> tuple["Canvas | None", str]:
+    """SRCC of each model within each third of the test images by MOS."""
+    import matplotlib.pyplot as plt
+
+    if "srcc_low" not in a.measures:
+        return None, "No figure of thirds: there are too few test images."
+    figure, axes = plt.subplots(figsize=(COLUMN, 2.6))
+    step = 0.6 / max(1, len(a.models) - 1)
+    for i, model in enumerate(a.models):
+        row = CONFIGURATIONS.get(model)
+        found = [a.measures[f"srcc_{third}"][model] for third in ("low", "middle", "high")]
+        values = np.array([x.value for x in found])
+        bars = np.array([[x.value - x.low for x in found], [x.high - x.value for x in found]])
+        axes.errorbar(
+            np.arange(3) + i * step - 0.3 * (len(a.models) > 1), values, bars, linestyle="",
+            color=row.colour if row else colour_of(model, a), marker=row.marker if row else "D",
+            markersize=4, linewidth=1, capsize=2, label=a.titles[model],
+        )  # fmt: skip
+    axes.set(xticks=range(3), xticklabels=["lowest third", "middle third", "highest third"])
+    axes.set(xlabel="test images by MOS", ylabel="SRCC within the third")
+    figure.legend(loc="outside upper center", ncols=min(3, len(a.models)), frameon=False)
+    return figure, "SRCC within each third of the test images by MOS, with 95% intervals."
 
 
 def draw_curves(s: Statistics) -> tuple["Canvas", str]:
@@ -144,15 +242,36 @@ def draw_scatter(s: Statistics) -> tuple["Canvas", str]:
 
 
 def draw_forest(s: Statistics) -> tuple["Canvas | None", str]:
+    if not s.comparisons:
+        return None, "No forest plot: there are no two configurations to compare."
+    published = s.analysis.published_comparisons
+    figure = forest(s.comparisons, published)
+    return figure, (
+        f"Paired differences in test SRCC ({s.selection}) with 95% intervals"
+        + ("; ticks: single seeds." if len(s.comparisons[0]["each"]) > 1 else ", one seed.")
+        + (" Below the line: differences to published models." if published else "")
+    )
+
+
+def draw_differences(a: "Analysis") -> tuple["Canvas | None", str]:
+    """A forest plot of published models alone."""
+    if not a.published_comparisons:
+        return None, "No forest plot: there are no two models to compare."
+    figure = forest(a.published_comparisons, [])
+    return figure, "Paired differences in SRCC with 95% intervals over the images."
+
+
+def forest(comparisons: list[dict], published: list[dict]) -> "Canvas":
+    """Differences with their intervals, those with published models below a line."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    if not s.comparisons:
-        return None, "No forest plot: there are no two configurations to compare."
-    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.36 * len(s.comparisons)))
-    for y, comparison in enumerate(reversed(s.comparisons)):
+    rows = [*comparisons, *published][::-1]
+    figure, axes = plt.subplots(figsize=(COLUMN, 0.8 + 0.36 * len(rows)))
+    for y, comparison in enumerate(rows):
         value, low, high, *_ = comparison["difference"]
-        colour = CONFIGURATIONS[comparison["model"]].colour
+        row = CONFIGURATIONS.get(comparison["model"])
+        colour = row.colour if row else "#0072B2"  # of two published models
         if math.isfinite(low + high):
             axes.plot([low, high], [y, y], color=colour, linewidth=1.5)
         axes.plot(value, y, "o", color=colour, markersize=4)
@@ -160,14 +279,13 @@ def draw_forest(s: Statistics) -> tuple["Canvas | None", str]:
             each = comparison["each"]
             axes.plot(each, [y - 0.22] * len(each), "|", color="0.4", markersize=5)
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    labels = [c["label"] for c in reversed(s.comparisons)]
+    if comparisons and published:
+        axes.axhline(len(published) - 0.5, color="0.8", linewidth=0.6)
+    labels = [c["label"] for c in rows]
     axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="difference in SRCC")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.set_ylim(-0.6, len(labels) - 0.4)
-    return figure, (
-        f"Paired differences in test SRCC ({s.selection}) with 95% intervals"
-        + ("; ticks: single seeds." if len(s.comparisons[0]["each"]) > 1 else ", one seed.")
-    )
+    return figure
 
 
 def draw_backbones(b: "Backbones") -> tuple["Canvas | None", str]:

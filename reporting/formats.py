@@ -1,6 +1,7 @@
 """How numbers and conditions are written, in every output of the report."""
 
 import math
+import re
 
 from datasets.labels import DATASETS
 from experiment import CONFIGURATIONS, RESNET50
@@ -36,11 +37,29 @@ def bounds(x: Interval, digits: int = 4, sign: bool = False) -> str:
     return f"[{decimal(x.low, digits, sign)}, {decimal(x.high, digits, sign)}]"
 
 
-def with_spread(s: Statistics, values: list[float], separator: str = " +- ") -> str:
+def digits_for(s: Statistics) -> int:
+    """Digits that the intervals support: one more than the first digit that they leave open.
+
+    Of the SRCCs of the configurations: 3 if the intervals are 0.02 wide, as of 2,000 images.
+    """
+    return digits_of([f["srcc_interval"] for f in s.configurations.values()])
+
+
+def digits_of(intervals: list[Interval], most: int = 4) -> int:
+    """Digits that the middle one of these intervals supports, as `digits_for` says."""
+    widths = sorted(x.high - x.low for x in intervals if 0 < x.high - x.low < math.inf)
+    if not widths:
+        return most
+    return min(most, max(2, 1 - math.floor(math.log10(widths[len(widths) // 2]))))
+
+
+def with_spread(
+    s: Statistics, values: list[float], separator: str = " +- ", digits: int = 4
+) -> str:
     """'0.9012 +- 0.0021': mean (median over splits) and standard deviation over seeds."""
     deviation = spread(values)
-    known = f"{separator}{deviation:.4f}" if math.isfinite(deviation) else ""
-    return decimal(float(s.middle(values))) + known
+    known = f"{separator}{deviation:.{digits}f}" if math.isfinite(deviation) else ""
+    return decimal(float(s.middle(values)), digits) + known
 
 
 def of_seeds(s: Statistics, count: int) -> str:
@@ -76,6 +95,35 @@ def is_published(config: dict) -> bool:
     """Whether the numbers of images are those of a split that the literature uses."""
     known = DATASETS.get(config["flags"]["dataset"])
     return known is not None and tuple(config["images"].values()) in known.published
+
+
+def capitalised(title: str) -> str:
+    """'+ Multi-scale' for '+ multi-scale'."""
+    return re.sub(r"^(\+ )?[a-z]", lambda found: found[0].upper(), title)
+
+
+# As their authors write them; another data set is called by its name here.
+NAMES = {
+    "koniq-10k": "KonIQ-10k",
+    "biq2021": "BIQ2021",
+    "spaq": "SPAQ",
+    "kadid-10k": "KADID-10k",
+    "agiqa-3k": "AGIQA-3K",
+    "live-challenge": "LIVE Challenge",
+    "live": "LIVE",
+    "csiq": "CSIQ",
+    "tid2013": "TID2013",
+    "bid": "BID",
+    "csv": "a table of our own",
+}
+
+
+def data_set_name(s: Statistics) -> str:
+    """The data set in a sentence that people read: 'BIQ2021'."""
+    config = s.runs[0].config
+    if config.get("demo"):
+        return "the demo's synthetic scenes (not KonIQ-10k)"
+    return NAMES.get(config["flags"]["dataset"], config["flags"]["dataset"])
 
 
 def data_set(s: Statistics) -> str:

@@ -1,6 +1,5 @@
 """The report as Markdown, HTML, LaTeX, text and JSON: templates in reporting/templates/."""
 
-import base64
 import json
 import math
 import re
@@ -14,18 +13,21 @@ from experiment import BASELINE, CONFIGURATIONS, FULL, MULTISCALE
 from reporting.backbones import Backbones
 from reporting.formats import (
     at_most,
+    capitalised,
     collapses,
-    data_set,
+    data_set_name,
     decimal,
+    digits_for,
+    is_published,
     listed,
     of_seeds,
     on_backbone,
     p_value,
 )
+from reporting.parts import Report, Verdict
 from reporting.runs import Runs
 from reporting.statistics import Statistics
-from reporting.tables import ResultTable, digits_for, paper_rows
-from reporting.text import Report, Verdict
+from reporting.tables import ResultTable, paper_rows
 from resampling import Interval
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -69,6 +71,14 @@ LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
 }
 
 
+# How the epoch of the values was chosen, in a sentence.
+CHOSEN = {
+    "chosen by val": "epoch with the highest SRCC on the validation images",
+    "last epoch": "last epoch",
+}
+UNPUBLISHED = " (not the counts of a published split)"
+
+
 def latex_escaped(text: str) -> str:
     return "".join(LATEX.get(c, c) for c in text)
 
@@ -85,16 +95,9 @@ def latex_with_bounds(x: float, ends: Interval, digits: int, sign: bool = False)
 
 
 def markdown(report: Report) -> str:
-    return environment(markdown_escaped).get_template("report.md").render(report=report)
-
-
-def webpage(report: Report, figures: Path) -> str:
-    """The report as one HTML file, with the figures of that folder inside."""
-    made = environment(autoescape=True)
-    made.filters["png"] = lambda figure: base64.b64encode(
-        (figures / f"{figure.stem}.png").read_bytes()
-    ).decode()
-    return made.get_template("report.html").render(report=report)
+    made = environment(markdown_escaped)
+    made.filters["verbatim"] = Markup
+    return made.get_template("report.md").render(report=report)
 
 
 def plain_table(table: ResultTable, verdict: Verdict | None) -> str:
@@ -118,6 +121,7 @@ def latex_environment() -> Environment:
         "in_percent": lambda x: latex_with_bounds(
             100 * x.value, x._replace(low=100 * x.low, high=100 * x.high), 2, True
         ),
+        "capitalised": capitalised,
         "one_line": lambda text: " ".join(text.split()),
     }
     made.tests["known"] = lambda interval: math.isfinite(interval.low + interval.high)
@@ -131,7 +135,8 @@ def latex(name: str, s: Statistics, runs: Runs) -> str:
         .get_template(name)
         .render(
             s=s,
-            data=data_set(s),
+            data=data_set_name(s) + ("" if is_published(s.runs[0].config) else UNPUBLISHED),
+            chosen=CHOSEN[s.selection],
             digits=digits_for(s),
             rows=paper_rows(s),
             failed=[*dict.fromkeys(r.title for r in runs.failed if r.model not in s.models)],
@@ -151,8 +156,9 @@ def backbones_latex(b: Backbones) -> str:
         .get_template("backbones.tex")
         .render(
             b=b,
-            data=data_set(next(iter(b.each.values()))),
-            columns={m: CONFIGURATIONS[m].title for m in (BASELINE, MULTISCALE, FULL)},
+            data=data_set_name(next(iter(b.each.values()))),
+            chosen=CHOSEN[next(iter(b.each.values())).selection],
+            columns={m: capitalised(CONFIGURATIONS[m].title) for m in (BASELINE, MULTISCALE, FULL)},
         )
     )
 
@@ -185,8 +191,8 @@ def backbones_json(b: Backbones, problems: list[str]) -> str:
     return json.dumps(plain(content), indent=1) + "\n"
 
 
-def results_json(s: Statistics, problems: list[str]) -> str:
-    """All figures for programs; NaN is null."""
+def results_json(s: Statistics, problems: list[str], cross: dict | None = None) -> str:
+    """All figures for programs; NaN is null. cross: those of tests on other data sets."""
     content = {
         "dataset": s.runs[0].config["flags"]["dataset"],
         "backbone": s.backbone,
@@ -202,6 +208,8 @@ def results_json(s: Statistics, problems: list[str]) -> str:
         "comparisons": s.comparisons,
         "seed_variance": {name: pool and pool._asdict() for name, pool in s.pools.items()},
         "interaction": s.interaction,
+        **s.analysis.figures(),
+        "cross_data_sets": cross,
         "problems": problems,
         "bootstrap": s.options,
         "runs": [{"name": r.name, **r.config} for r in s.runs],

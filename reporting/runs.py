@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 # Of the predictions, and their types: names are strings, also 0001, 1e5 and NA.
 COLUMNS = {"epoch": int, "split": str, "image": str, "mos": float, "score": float}
-NUMBERS = ("mos", "score", "w1", "w2", "w3", "w4")  # which may be empty
+COMPARED = {"data": "data_fingerprint", "precision": "precision"}  # of two runs, besides flags
+NUMBERS = ("mos", "score", "w1", "w2", "w3", "w4", "vote_mean", "mos_sd", "votes")  # or empty
 
 
 class FinishedRun(NamedTuple):
@@ -164,22 +165,26 @@ def unreadable(path: Path, error: Exception) -> str:
     return f"{path}: cannot be read ({type(error).__name__}: {first_line(error)}); left out"
 
 
-def further_seeds(folders: list[Path], seeds: list[int]) -> str:
-    """How to train the same configurations with two more seeds: a command, in a sentence.
-
-    That of run_resnet_ablation.sh if a folder has its arguments, which it keeps for --resume.
-    """
-    more = [max(seeds) + i for i in (1, 2)]
+def saved_arguments(folders: list[Path]) -> list[str] | None:
+    """Working folder and arguments of the run_resnet_ablation.sh that made one of the folders."""
     saved = next((f / "arguments" for f in folders if (f / "arguments").is_file()), None)
     if saved is None:
-        return (
-            "To decide it, train the same configurations with further seeds "
-            f"({', '.join(map(str, more))}) into another "
-            "folder, and give report_resnet_ablation.py both folders."
-        )
-    all_seeds = ",".join(map(str, [*seeds, *more]))
-    command = ["bash", "run_resnet_ablation.sh", "--resume", str(saved.parent)]
-    return f"To decide it: {shlex.join([*command, '--seeds', all_seeds])}"
+        return None
+    return saved.read_text(encoding="utf-8", errors="surrogateescape").split("\0")[:-1]
+
+
+def continued(folders: list[Path], *flags: str) -> str:
+    """The command that continues an ablation, or makes it larger; empty without its arguments."""
+    folder = next((f for f in folders if (f / "arguments").is_file()), None)
+    if folder is None:
+        return ""
+    return shlex.join(["bash", "run_resnet_ablation.sh", "--resume", str(folder), *flags])
+
+
+def further_seeds(folders: list[Path], seeds: list[int], count: int = 2) -> str:
+    """The command that trains the same configurations with further seeds; empty as `continued`."""
+    more = [max(seeds) + i for i in range(1, count + 1)]
+    return continued(folders, "--seeds", ",".join(map(str, [*seeds, *more])))
 
 
 def split_name(name: str, backbones: Iterable[str] = ()) -> tuple[str, str, int | None]:
@@ -249,24 +254,35 @@ def check_run(run: FinishedRun) -> list[str]:
     return problems
 
 
-def differences(run: FinishedRun, other: FinishedRun, ignored: set[str]) -> list[str]:
-    """'--lr 0.1 and 0.2' for each flag, for the data and the precision in which two runs differ."""
-    ignored = ignored.union(FREE_FLAGS, {"seed"})
-    ignored = ignored.union(*(CONFIGURATIONS[r.model].flags for r in (run, other)))
+def differences(config: dict, other: dict, ignored: set[str]) -> list[str]:
+    """'--lr 0.1 and 0.2' for each flag, for the data and the precision in which two runs differ.
+
+    config, other: of their records. Runs with --init must have started from checkpoints that do not
+    differ in these either, and so must those.
+    """
+    starts = config.get("init"), other.get("init")
+    every = ignored.union(FREE_FLAGS, {"seed"})
+    rows = (CONFIGURATIONS.get(c["model"]) for c in (config, other))
+    every = every.union(*(row.flags for row in rows if row))
     old, new = (
         {
             f"--{k}": Path(v).name if k == "backbone_weights" else v
-            for k, v in (LATER_RECIPE | r.config["flags"]).items()
-            if k not in ignored
+            for k, v in (LATER_RECIPE | c["flags"]).items()
+            if k not in every
         }
-        | {"data": r.config["data_fingerprint"], "precision": r.config["precision"]}
-        for r in (run, other)
+        | {k: c[name] for k, name in COMPARED.items() if name in c}
+        | {"--init": f"a checkpoint of {start['epochs']} epochs" if start else "none"}
+        for c, start in zip((config, other), starts)
     )
-    if new.get("--split") == "random" and run.seed != other.seed:
+    if new.get("--split") == "random" and config["flags"]["seed"] != other["flags"]["seed"]:
         if new["--split_seed"] != old["--split_seed"]:
-            del new["data"]
+            new.pop("data", None)
         del new["--split_seed"]
-    return [f"{k} {old[k]} and {new[k]}" for k in old if k in new and old[k] != new[k]]
+    found = [f"{k} {old[k]} and {new[k]}" for k in old if k in new and old[k] != new[k]]
+    if all(starts):
+        of_starts = differences(*(start["config"] for start in starts), ignored)
+        found += [f"in the training of --init: {difference}" for difference in of_starts]
+    return found
 
 
 def check_comparable(runs: list[FinishedRun]) -> None:
@@ -292,7 +308,7 @@ def check_comparable(runs: list[FinishedRun]) -> None:
             (same[0], own),
             (same_network, set()),
         ):
-            if differing := differences(other, run, ignored):
+            if differing := differences(other.config, run.config, ignored):
                 raise ReportError(
                     f"{other.name} and {run.name} can't be compared: {'; '.join(differing)}"
                 )

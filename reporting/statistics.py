@@ -1,13 +1,11 @@
 """Every figure of the report."""
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import metrics
-import resampling
 from experiment import (
     BASELINE,
     BOTH,
@@ -23,6 +21,9 @@ from experiment import (
     SELECTIONS,
     UNDECIDED,
 )
+from reporting.analysis import Analysis
+from reporting.krasula import Votes
+from reporting.predictions import Predictions, matched
 from reporting.runs import (
     FinishedRun,
     chosen_epoch,
@@ -32,36 +33,12 @@ from reporting.runs import (
     test_rows,
     usable,
 )
-from resampling import Interval, SeedVariance
+from reporting.scores import Combine, Scores, Truth, difference, relative
+from reporting.votes import votes_of
+from resampling import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-BY_COUNTS = {"srcc": resampling.srcc_by_counts, "plcc": resampling.plcc_by_counts}
-Combine = Callable[[np.ndarray], np.ndarray]  # of M configurations: (B, M) to (B,)
-
-
-def difference(values: np.ndarray) -> np.ndarray:
-    """Of the SRCCs (..., 2) of two configurations."""
-    return values[..., 0] - values[..., 1]
-
-
-def relative(values: np.ndarray) -> np.ndarray:
-    """The gain of the first of two configurations relative to the second."""
-    return values[..., 0] / values[..., 1] - 1
-
-
-class Pool(NamedTuple):
-    """The variance between seeds over the configurations that have the same seeds."""
-
-    models: list[str]
-    variance: SeedVariance
-
-    @property
-    def holds(self) -> bool:
-        """Whether equal variances are not rejected at 5%; two seeds can't tell."""
-        return not self.variance.p_equal < 0.05
 
 
 class Statistics:
@@ -70,14 +47,22 @@ class Statistics:
     rows[model, seed]: the predictions of the N test images, sorted by image.
     scores[model], mos[model]: (S, N) for the S seeds of a configuration.
     each[model, seed]: the agreement of a run, by metric.
-    drawn[metric, model, seed]: the same in B resamples of the images, if several seeds share them.
+    sample: the scores of all models, and their intervals.
     pools[metric]: variance between seeds, or None if configurations have no two seeds in common.
     splits: 1 if all runs have the same test images, S if each seed has its own split.
     middle: how figures of several seeds become one: the mean, or the median over splits.
     images_alone: with one training run per configuration, the verdict of its test images.
     """
 
-    def __init__(self, runs: list[FinishedRun], *, resamples: int, seed: int):
+    def __init__(
+        self,
+        runs: list[FinishedRun],
+        *,
+        resamples: int,
+        seed: int,
+        predictions: dict[str, Predictions] | None = None,
+        data_path: str | None = None,
+    ):
         self.runs, self.options = runs, {"resamples": resamples, "seed": seed}
         self.seeds = sorted({r.seed for r in runs})
         self.models = [m for m in CONFIGURATIONS if any(r.model == m for r in runs)]
@@ -98,16 +83,31 @@ class Statistics:
             for m in self.models
             for r, *pair in zip(self.of_model[m], self.scores[m], self.mos[m])
         }
-        self.drawn = self.resample()
-        self.pools = {metric: self.pool(metric) for metric in BY_COUNTS}
+        votes, self.no_votes = votes_of(runs, self.rows, data_path)
+        self.published = matched(predictions or {}, self.rows, self.splits)  # name: scores (N,)
+        self.sample = self.sampled(votes)
+        self.pools = self.sample.pools
 
         self.configurations = {m: self.configuration(m) for m in self.models}
         self.comparisons = self.compare()
+        self.analysis = self.analyse()
         self.interaction = self.interact()
         self.gain = self.relative_gain()
         self.verdict, self.images_alone = self.decide(), None
         if len(self.common_seeds(FULL, BASELINE)) == 1 and math.isfinite(self.gain.low):
             self.verdict, self.images_alone = ONE_RUN, self.verdict
+
+    def sampled(self, votes: dict[int, Votes] | None) -> Scores:
+        """The scores of all runs and published models, with what people said of the images."""
+        runs, truths = {}, {}
+        for (model, seed), rows in self.rows.items():
+            runs[model, seed] = rows["score"].to_numpy()
+            truths[seed] = Truth(rows["mos"].to_numpy(), votes and votes[seed])
+        runs |= {(name, None): scores for name, scores in self.published.items()}
+        truths[None] = truths[self.seeds[0]]
+        counts = self.runs[0].config["images"]
+        share = counts["test"] / counts["train"] if self.splits > 1 else None
+        return Scores(runs, truths, test_share=share, **self.options)
 
     def columns(self, model: str, name: str) -> np.ndarray:
         """(S, N): a column of the predictions for each seed of a configuration."""
@@ -125,8 +125,8 @@ class Statistics:
         found["rmse_fitted"] = float(self.middle([fit.rmse for fit in fits]))
         found["fit_problem"] = next((fit.reason for fit in fits if fit.reason), "")
         found["undefined"] = next(filter(None, (metrics.undefined(*pair) for pair in pairs)), "")
-        for name in BY_COUNTS:
-            seen = self.interval((model,), lambda values: values[..., 0], metric=name)
+        for name in ("srcc", "plcc"):
+            seen = self.sample.interval((model,), metric=name)
             low, high = np.clip([seen.low, seen.high], -1, 1).tolist()  # two seeds: can be wider
             found[f"{name}_interval"] = seen._replace(low=low, high=high)
             found[f"{name}_sd"] = spread([values[name] for values in each])
@@ -154,86 +154,9 @@ class Statistics:
     def common_seeds(self, *models: str) -> list[int]:
         return [seed for seed in self.seeds if all((m, seed) in self.rows for m in models)]
 
-    def seen(self, models: tuple[str, ...], seeds: list[int], metric: str = "srcc") -> np.ndarray:
-        """(S, M): the agreement of each seed and model on all images."""
-        return np.array([[self.each[m, seed][metric] for m in models] for seed in seeds])
-
-    def resample(self) -> dict[tuple[str, str, int], np.ndarray]:
-        """(B,) of each metric and run in resamples of the images, the same for all runs."""
-        if self.splits > 1 or len(self.seeds) == 1:
-            return {}
-        scores, mos = np.concatenate([*self.scores.values()]), self.mos[self.models[0]][0]
-        all_metrics = [by_counts(scores, mos) for by_counts in BY_COUNTS.values()]
-        found = resampling.resample_images(
-            lambda counts: np.stack([each(counts) for each in all_metrics], 1),
-            self.images,
-            **self.options,
-        )  # (B, metrics, runs)
-        return {
-            (metric, *run): found[:, i, j]
-            for i, metric in enumerate(BY_COUNTS)
-            for j, run in enumerate(self.each)
-        }
-
-    def resamples_of(
-        self, models: tuple[str, ...], seeds: list[int], metric: str = "srcc"
-    ) -> np.ndarray:
-        """(S, B, M): `seen` in the resamples of the images."""
-        drawn = [[self.drawn[metric, m, seed] for m in models] for seed in seeds]
-        return np.swapaxes(drawn, 1, 2)
-
-    def pool(self, metric: str) -> Pool | None:
-        """The seed variance of complete blocks: models that have the same seeds, and these seeds.
-
-        Of all such blocks, one with most degrees of freedom.
-        """
-        if self.splits > 1:
-            return None
-        seeds_of = {
-            m: {r.seed for r in runs if math.isfinite(self.each[m, r.seed][metric])}
-            for m, runs in self.of_model.items()
-        }
-        ranked = sorted(self.models, key=lambda m: -len(seeds_of[m]))
-        blocks = []
-        for count in range(2, len(ranked) + 1):
-            models = ranked[:count]
-            seeds = sorted(set.intersection(*(seeds_of[m] for m in models)))
-            if len(seeds) > 1:
-                blocks.append(((len(seeds) - 1) * (count - 1), models, seeds))
-        if not blocks:
-            return None
-        _, models, seeds = max(blocks, key=lambda block: block[0])
-        return Pool(models, resampling.seed_variance(self.seen(models, seeds, metric)))
-
-    def interval(
-        self, models: tuple[str, ...], combine: Combine, *, metric: str = "srcc"
-    ) -> Interval:
-        """The 95% interval of a combination of the agreements of models.
-
-        Over images with one common seed (BCa), over seeds and images with several, or over splits.
-        """
-        seeds = self.common_seeds(*models)
-        seen = self.seen(models, seeds, metric)
-        if not np.isfinite(seen).all():
-            return Interval(*[math.nan] * 4, "undefined scores")
-        if len(seeds) == 1:
-            *scores, mos = self.pairs(*models)[0]
-            by_counts = BY_COUNTS[metric](np.stack(scores), mos)
-            return resampling.interval(
-                lambda counts: combine(by_counts(counts)), self.images, **self.options
-            )
-        if self.splits > 1:
-            counts = self.runs[0].config["images"]
-            return resampling.over_splits(combine(seen), counts["test"] / counts["train"])
-        pool = self.pools[metric]
-        pooled = pool is not None and pool.holds and set(models) <= set(pool.models)
-        return resampling.over_seeds(
-            seen,
-            self.resamples_of(models, seeds, metric),
-            combine,
-            variance=pool.variance if pooled else None,
-            seed=self.options["seed"],
-        )
+    def interval(self, models: tuple[str, ...], combine: Combine) -> Interval:
+        """The 95% interval of a combination of the SRCCs of models: see Scores.interval."""
+        return self.sample.interval(models, combine)
 
     def pairs(self, *models: str) -> list[tuple[np.ndarray, ...]]:
         """Scores (N,) of each model and the MOS (N,), for each seed that all models have."""
@@ -247,28 +170,19 @@ class Statistics:
 
     def compare(self) -> list[dict]:
         """The paired difference in SRCC of each comparison with runs of both its models."""
-        found = []
-        for label, model, other in COMPARISONS:
-            pairs = self.pairs(model, other)
-            if not pairs:
-                continue
-            seen = self.seen((model, other), self.common_seeds(model, other))  # (S, 2)
-            each = seen[:, 0] - seen[:, 1]
-            needed = resampling.seeds_needed(each) if self.splits == 1 else None
-            found.append(
-                {
-                    "label": label,
-                    "model": model,
-                    "other": other,
-                    "difference": self.interval((model, other), difference),
-                    "each": each.tolist(),
-                    "correlation": float(np.mean([metrics.srcc(a, b) for a, b, _ in pairs])),
-                    "seeds_needed": needed,
-                }
-            )
-        for comparison, p in zip(found, resampling.holm([c["difference"].p for c in found])):
-            comparison["p_holm"] = p
-        return found
+        return self.sample.compare(COMPARISONS)
+
+    def analyse(self) -> Analysis:
+        """Own and published models beside each other; the latter are compared with two of ours."""
+        titles = {m: CONFIGURATIONS[m].title for m in self.models}
+        titles |= {name: name for name in self.published}
+        own = [m for m in (BASELINE, FULL) if m in self.models] or self.models[-1:]
+        over = [
+            (f"{'both,' if m == FULL else titles[m]} over {name}", m, name)
+            for name in self.published
+            for m in own
+        ]
+        return Analysis(self.sample, titles, self.comparisons, over, self.no_votes)
 
     def interact(self) -> dict | None:
         """Gain of the improvements on Swin minus their gain on ResNet-50; None without all runs."""
@@ -293,10 +207,9 @@ class Statistics:
         Means over their common seeds; None without several seeds. With the same resamples and seed
         of the bootstrap, all backbones have the same resamples.
         """
-        seeds = self.common_seeds(*models)
-        if len(seeds) < 2 or not self.drawn:
+        if len(self.common_seeds(*models)) < 2 or self.splits > 1:
             return None
-        return combine(self.resamples_of(models, seeds).mean(0))
+        return combine(self.sample.resampled(models).mean(0))
 
     def above_zero(self, model: str) -> bool:
         """Whether the SRCC of a configuration is above 0 by its interval."""
@@ -307,16 +220,15 @@ class Statistics:
 
         NaN without common seeds; the gain also if the baseline's SRCC is not above 0.
         """
-        seeds = self.common_seeds(model, baseline)
-        if not seeds:
+        if not self.sample.seeds_of(model, baseline):
             return math.nan, math.nan
-        seen = self.seen((model, baseline), seeds)  # (S, 2)
-        difference = float(np.mean(seen[:, 0] - seen[:, 1]))
+        seen = self.sample.values((model, baseline))  # (S, 2)
+        change = float(np.mean(difference(seen)))
         if not self.above_zero(baseline):
-            return difference, math.nan
+            return change, math.nan
         if self.splits == 1:
             seen = seen.mean(0, keepdims=True)
-        return difference, float(np.mean(seen[:, 0] / seen[:, 1] - 1))
+        return change, float(np.mean(relative(seen)))
 
     def decide(self) -> str:
         if self.gain is None:

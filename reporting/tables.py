@@ -9,10 +9,14 @@ from experiment import (
     BASELINE,
     CONFIGURATIONS,
     FREE_FLAGS,
+    FULL,
     HYPERIQA,
+    MULTISCALE,
     NEIGHBOURS,
     SELECTIONS,
     SMART_IQA,
+    STATIC,
+    WIDE,
 )
 from reporting.formats import (
     collapses,
@@ -84,6 +88,7 @@ def result_table(s: Statistics | None, runs: Runs) -> ResultTable:
         cells += change_cells(s, name, baseline, reasons)
         cells += [srcc_cell(s, name, selection, reasons) for selection in others]
         rows.append(Row(title + of_seeds(s, len(s.of_model[name])), cells))
+    rows += [published_row(s, name, baseline, len(others)) for name in s.published]
     if baseline is None:
         reasons.append("No differences: there is no finished baseline.")
     notes = [*dict.fromkeys(reasons), *table_notes(s, runs)]
@@ -166,6 +171,14 @@ def change_cells(
     return decimal(difference, 4, True), decimal(100 * gain, 2, True)
 
 
+def published_row(s: Statistics, name: str, baseline: str | None, others: int) -> Row:
+    """A model of --predictions: no epoch was selected here, so other selections are '-'."""
+    found = s.analysis.published[name]
+    change, gain = s.change(name, baseline) if baseline else (math.nan, math.nan)
+    cells = [decimal(found["srcc"]), decimal(found["plcc"]), decimal(change, 4, True)]
+    return Row(name, [*cells, decimal(100 * gain, 2, True), *["-"] * others])
+
+
 def ablation_title(models: list[str]) -> str:
     networks = {CONFIGURATIONS[m].flags["model"] for m in models}
     if networks == {"hyperiqa"}:
@@ -238,6 +251,8 @@ def table_notes(s: Statistics, runs: Runs) -> list[str]:
         )
     elif config["flags"]["dataset"] != "koniq-10k" or not is_published(config):
         notes.append(f"These runs are on {data_set(s)}: do not compare them with those figures.")
+    if s.published:
+        notes.append(f"Scores of --predictions, as they were given: {', '.join(s.published)}.")
     notes += collapses(s)
     for run in runs.unknown:
         notes.append(f"Not in this table: {run.name} ({run.model} is not in experiment.py).")
@@ -252,11 +267,14 @@ def wrapped(text: str, indent: str = "") -> str:
     )
 
 
-def digits_for(s: Statistics) -> int:
-    """Digits that the intervals support: one more than the first digit that they leave open."""
-    widths = [f["srcc_interval"].high - f["srcc_interval"].low for f in s.configurations.values()]
-    widths = [w for w in widths if math.isfinite(w) and w > 0]
-    return min(4, max(2, 1 - math.floor(math.log10(min(widths))))) if widths else 4
+# Configurations in a sentence; others have the title of their row.
+PROSE = {
+    BASELINE: "the baseline",
+    MULTISCALE: "multi-scale fusion",
+    FULL: "multi-scale fusion with channel attention",
+    WIDE: "the control with a wider stage 4",
+    STATIC: "the control with static weights",
+}
 
 
 def paper_rows(s: Statistics) -> list[dict]:
@@ -267,6 +285,7 @@ def paper_rows(s: Statistics) -> list[dict]:
     return [
         {
             "title": CONFIGURATIONS[model].title + of_seeds(s, len(f["seeds"])),
+            "name": PROSE.get(model, CONFIGURATIONS[model].title) + of_seeds(s, len(f["seeds"])),
             "change": to_baseline.get(model),
             **f,
         }

@@ -1,7 +1,6 @@
 """The words of the report, as a data object that templates turn into Markdown and HTML."""
 
 import math
-from dataclasses import dataclass, field
 
 from experiment import (
     ANCHORS,
@@ -16,6 +15,7 @@ from experiment import (
     SMART_IQA,
     UNDECIDED,
 )
+from reporting.answer import answer, more_seeds, title
 from reporting.figures import Figure
 from reporting.formats import (
     at_most,
@@ -23,6 +23,7 @@ from reporting.formats import (
     collapses,
     data_set,
     decimal,
+    digits_for,
     is_published,
     listed,
     of_seeds,
@@ -31,7 +32,19 @@ from reporting.formats import (
     percent,
     with_spread,
 )
-from reporting.runs import Runs, further_seeds
+from reporting.parts import (
+    ATTENDS,
+    COST,
+    QUESTIONS,
+    SOURCES,
+    WHICH_DIFFERENCE,
+    WHICH_IMAGES,
+    Report,
+    Section,
+    Verdict,
+    place,
+)
+from reporting.runs import Runs
 from reporting.statistics import Statistics
 
 # What the comparisons with controls say, by their labels in experiment.py.
@@ -44,61 +57,31 @@ CONTROLS = {
 }
 
 
-@dataclass
-class Section:
-    """A heading, then a table if there are rows, paragraphs, and figures."""
-
-    heading: str
-    header: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-    paragraphs: list[str] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-
-
-@dataclass
-class Verdict:
-    sentence: str
-    remarks: list[str]  # sentences: what the verdict leaves open, and why
-
-    def __str__(self) -> str:
-        return " ".join([self.sentence, *self.remarks])
-
-
-@dataclass
-class Report:
-    title: str
-    verdict: Verdict
-    problems: list[str]
-    sections: list[Section]
-
-
-def write_report(s: Statistics, runs: Runs, figures: list[Figure]) -> Report:
-    drawn = [figure for figure in figures if figure.stem]
-    missing = [figure.caption for figure in figures if not figure.stem]
-    compared = [differences(s)] if s.comparisons else []
-    attention = [stage_weights(s)] if any(f["attention"] for f in s.configurations.values()) else []
+def write_report(
+    s: Statistics, runs: Runs, figures: list[Figure], further: list[Section] | None = None
+) -> Report:
+    """The report, with further sections, each with those that answer the same question."""
     sections = [
         configurations(s, runs),
         selections(s),
-        *compared,
-        *attention,
         literature(s),
+        *([differences(s)] if s.comparisons else []),
+        *([stage_weights(s)] if any(f["attention"] for f in s.configurations.values()) else []),
+        Section("Photographs", question=WHICH_IMAGES),
         costs(s),
-        Section("Figures", paragraphs=missing, figures=drawn),
         provenance(s),
     ]
-    return Report(title(s), verdict(s, runs), runs.problems, sections)
-
-
-def title(s: Statistics) -> str:
-    networks = {CONFIGURATIONS[m].flags["model"] for m in s.models}
-    if "resnet_improved" in networks:
-        return on_backbone(s, "Do multi-scale fusion and channel attention help a ResNet-50?")
-    if networks == {"hyperiqa"}:
-        return "How well does HyperIQA do?"
-    other = next(m for m in s.models if m != "hyperiqa")
-    name = CONFIGURATIONS[other].title.partition(",")[0]
-    return f"Do multi-scale fusion and channel attention help {name}?"
+    place(figures, sections + (further or []))
+    drawn = {figure.stem: figure for figure in figures}
+    sections = [part for part in sections if part.rows or part.paragraphs or part.figures]
+    missing = [figure.caption for figure in figures if not figure.stem]
+    if missing:
+        heading = "Figures that are missing"
+        sections.append(Section(heading, paragraphs=missing, question=SOURCES))
+    sections = [*sections, *(further or [])]
+    sections.sort(key=lambda section: QUESTIONS.index(section.question))
+    lead = drawn.get("forest") or drawn.get("configurations")
+    return Report(title(s), answer(s, runs), verdict(s, runs), runs.problems, sections, lead)
 
 
 def verdict(s: Statistics, runs: Runs) -> Verdict:
@@ -135,28 +118,35 @@ def verdict(s: Statistics, runs: Runs) -> Verdict:
         )
     remarks += collapses(s)
     if seeds == 1:
-        more = further_seeds(runs.folders, s.seeds) if len(s.seeds) == 1 else ""
+        more = "The runs of other seeds are missing."
+        if len(s.seeds) == 1:
+            step = more_seeds(runs, s.seeds, "")
+            more = (
+                f"To decide it: {step.command}"
+                if step.command
+                else f"To decide it, {step.sentence[0].lower()}{step.sentence[1:]}"
+            )
         remarks.append(
             "Single seed: the variance between seeds is unknown and not part of the interval. "
-            + (more or "The runs of other seeds are missing.")
+            + more
         )
     return Verdict(sentence, remarks)
 
 
 def configurations(s: Statistics, runs: Runs) -> Section:
-    rows, undefined = [], []
+    rows, undefined, digits = [], [], digits_for(s)
     for model, f in s.configurations.items():
         name = CONFIGURATIONS[model].title
         rows.append(
             [
                 name + of_seeds(s, len(f["seeds"])),
-                with_spread(s, f["selections"][s.selection]),
-                bounds(f["srcc_interval"]),
-                decimal(f["plcc"]),
-                bounds(f["plcc_interval"]),
-                decimal(f["plcc_fitted"]),
-                decimal(f["krcc"]),
-                decimal(f["rmse_fitted"], 2),
+                with_spread(s, f["selections"][s.selection], digits=digits),
+                bounds(f["srcc_interval"], digits),
+                decimal(f["plcc"], digits),
+                bounds(f["plcc_interval"], digits),
+                decimal(f["plcc_fitted"], digits),
+                decimal(f["krcc"], digits),
+                decimal(f["rmse_fitted"], digits - 1),
             ]
         )
         for what, reason in (("correlations", f["undefined"]), ("the fit", f["fit_problem"])):
@@ -191,11 +181,12 @@ def configurations(s: Statistics, runs: Runs) -> Section:
         "Configurations",
         ["", "SRCC", "95%", "PLCC raw", "95%", "PLCC fitted", "KRCC", "RMSE fitted"],
         rows,
-        [
-            f"{s.images:,} test images; {epoch}; {how}. Fitted: after VQEG's four-parameter "
-            "logistic.",
+        [f"{s.images:,} test images; {epoch}.", *undefined],
+        notes=[
+            f"{how[0].upper()}{how[1:]}.",
+            "Fitted: after VQEG's four-parameter logistic. Numbers have the digits that the "
+            "intervals support; results.json has all of them.",
             *seed_variance(s),
-            *undefined,
         ],
     )
 
@@ -241,8 +232,12 @@ def seed_variance(s: Statistics) -> list[str]:
 
 
 def selections(s: Statistics) -> Section:
+    digits = digits_for(s)
     rows = [
-        [CONFIGURATIONS[m].title, *(with_spread(s, f["selections"][x]) for x in SELECTIONS)]
+        [
+            CONFIGURATIONS[m].title,
+            *(with_spread(s, f["selections"][x], digits=digits) for x in SELECTIONS),
+        ]
         for m, f in s.configurations.items()
     ]
     text = (
@@ -250,59 +245,82 @@ def selections(s: Statistics) -> Section:
         "it is optimistic."
     )
     if math.isfinite(s.optimism()):
+        gap = decimal(s.optimism(), digits + 1)
         text += (
-            f" Here it is {decimal(s.optimism())} above '{s.selection}', averaged over all runs."
+            f" Here it is {gap} above '{s.selection}', averaged over all runs."
+            if float(gap)
+            else f" Here it is the same as '{s.selection}'."
         )
     return Section("Three ways to choose the epoch", ["SRCC", *SELECTIONS], rows, [text])
 
 
 def differences(s: Statistics) -> Section:
+    digits = digits_for(s) + 1
     rows = [
         [
             c["label"] + of_seeds(s, len(c["each"])),
-            decimal(c["difference"].value, 4, True),
-            bounds(c["difference"], 4, True),
+            decimal(c["difference"].value, digits, True),
+            bounds(c["difference"], digits, True),
             p_value(c["difference"].p),
             p_value(c["p_holm"]),
-            equivalence(c),
+            equivalence(c, digits),
             decimal(c["correlation"], 3),
             str(c["seeds_needed"] or "-") if len(c["each"]) > 1 else "unknown",
         ]
         for c in s.comparisons
     ]
     test = "corrected resampled t-test" if s.splits > 1 else "bootstrap"
-    text = (
+    notes = [
         "Both models of a row are evaluated on the same images and the same crops. p: "
-        f"{test}. Holm: corrected for the {len(rows)} rows. Smaller than: where no effect is "
-        "found, it is smaller than this with 95% confidence (two one-sided tests: the larger "
-        "absolute end of the 90% interval). Seeds for 80% power: seeds needed to detect the "
-        "observed difference (p < .05) from seed variance alone; test-set error does not shrink "
-        "with seeds."
-    )
+        f"{test}. Holm: corrected for the {len(rows)} rows.",
+        "Smaller than: where no effect is found, it is smaller than this with 95% confidence (two "
+        "one-sided tests: the larger absolute end of the 90% interval).",
+        "Seeds for 80% power: seeds needed to detect the observed difference (p < .05) from seed "
+        "variance alone; test-set error does not shrink with seeds.",
+    ]
     if any(len(c["each"]) == 1 for c in s.comparisons):
-        text += (
-            " With one seed the interval is bias-corrected (BCa) and p is not, so they can "
+        notes.append(
+            "With one seed the interval is bias-corrected (BCa) and p is not, so they can "
             "disagree for p near 0.05."
         )
-    paragraphs = [text]
-    paragraphs += [CONTROLS[c["label"]] for c in s.comparisons if c["label"] in CONTROLS]
+    notes += [CONTROLS[c["label"]] for c in s.comparisons if c["label"] in CONTROLS]
+    paragraphs = [what_is_found(s)]
     if s.interaction:
         d = s.interaction["difference"]
         paragraphs.append(
             f"Interaction: on Swin {s.interaction['size']} the improvements gain "
-            f"{decimal(abs(d.value))} SRCC {'less' if d.value < 0 else 'more'} than on ResNet-50 "
-            f"(95% interval of the difference: {bounds(d, 4, True)})."
+            f"{decimal(abs(d.value), digits)} SRCC {'less' if d.value < 0 else 'more'} than on "
+            f"ResNet-50 (95% interval of the difference: {bounds(d, digits, True)})."
         )
     header = ["", "difference", "95%", "p", "p (Holm)", "smaller than", "SRCC of the two"]
-    return Section("Paired differences in SRCC", [*header, "seeds for 80% power"], rows, paragraphs)
+    return Section(
+        "Paired differences in SRCC",
+        [*header, "seeds for 80% power"],
+        rows,
+        paragraphs,
+        question=WHICH_DIFFERENCE,
+        notes=notes,
+    )
 
 
-def equivalence(comparison: dict) -> str:
+def what_is_found(s: Statistics) -> str:
+    """Which differences are significant after Holm's correction, in a sentence or two."""
+    found = [c["label"] for c in s.comparisons if c["p_holm"] < 0.05]
+    others = [c["label"] for c in s.comparisons if c["label"] not in found]
+    text = f"Found (p < 0.05 after Holm's correction): {listed(found)}." if found else ""
+    if others:
+        text += f" Not found: {listed(others)}."
+    if any(len(c["each"]) == 1 for c in s.comparisons):
+        text += " Of a single seed, the differences say nothing about other training runs."
+    return text.strip()
+
+
+def equivalence(comparison: dict, digits: int) -> str:
     """'0.0123': what the size of an effect that is not found is below; '-' if it is found."""
     if comparison["p_holm"] < 0.05:
         return "-"
     several = len(comparison["each"]) > 1
-    return at_most(comparison["difference"].within) if several else "unknown"
+    return at_most(comparison["difference"].within, digits) if several else "unknown"
 
 
 def stage_weights(s: Statistics) -> Section:
@@ -320,15 +338,34 @@ def stage_weights(s: Statistics) -> Section:
                 ]
             )
     stages, spread = COLLAPSED
-    text = (
+    notes = [
         f"Mean stage weights of the validation and test images ({s.selection}), averaged over "
         "seeds. Spread: standard deviation between images, averaged over the stages. Effective "
         "stages: exp of the mean entropy of the weights, from 1 (one stage counts) to 4 (all "
-        f"equal). Below {stages} stages, or below a spread of {spread}, the attention has "
-        "collapsed. Static weights are the same for all images."
-    )
+        "equal).",
+        f"Below {stages} stages, or below a spread of {spread}, the attention has collapsed. "
+        "Static weights are the same for all images.",
+    ]
+    uses = [f["attention"] for f in s.configurations.values() if f["attention"]]
+    some = sum(use["collapsed_seeds"] for use in uses)
+    paragraphs = collapses(s) or [
+        f"The attention has collapsed in {some} run{'s' if some > 1 else ''}, but not on average."
+        if some
+        else
+        "The attention has not collapsed: it uses several stages, and its weights depend on the "
+        "image."
+    ]
+    if all(f["attention"] is None or m.endswith("_static") for m, f in s.configurations.items()):
+        paragraphs = ["The only weights here are static: the same for all images."]
     header = ["", "attention", "w1", "w2", "w3", "w4", "spread", "effective stages"]
-    return Section("Stage weights", [*header, "collapsed seeds"], rows, [text, *collapses(s)])
+    return Section(
+        "Stage weights",
+        [*header, "collapsed seeds"],
+        rows,
+        paragraphs,
+        question=ATTENDS,
+        notes=notes,
+    )
 
 
 def literature(s: Statistics) -> Section:
@@ -375,12 +412,12 @@ def costs(s: Statistics) -> Section:
         for m, f in s.configurations.items()
     ]
     header = ["", "parameters", "multiply-adds", "training crops/s", "test crops/s", "memory"]
-    text = (
+    notes = (
         f"Multiply-adds of one {size} x {size} crop, as counted by torch (convolutions and matrix "
         "products); rates are medians over the epochs; memory is the maximum. Measured on "
         f"{config['device']} ({config['device_name']}), precision {config['precision']}."
     )
-    return Section("Costs", header, rows, [text])
+    return Section("Costs", header, rows, question=COST, notes=[notes])
 
 
 def provenance(s: Statistics) -> Section:
@@ -406,7 +443,7 @@ def provenance(s: Statistics) -> Section:
         "several splits."
     )
     header = ["run", "configuration", "seed", "data", "commit", "torch", "started"]
-    return Section("Provenance", header, rows, [text])
+    return Section("Provenance", header, rows, [text], question=SOURCES)
 
 
 def commits(config: dict) -> list[str]:

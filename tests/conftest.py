@@ -166,5 +166,5 @@ def ablation(run_script, stand_in, tmp_path):
         done.folder = folders[-1] if folders else None
         return done
 
-    run.calls = tmp_path / "calls"
+    run.calls, run.folder = tmp_path / "calls", run_script.folder
     return run

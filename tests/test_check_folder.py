@@ -42,7 +42,7 @@ def test_the_ratings_of_a_table_are_counted(tmp_path, capsys):
     (tmp_path / "t.csv").write_text("\n".join(lines))
     flags = ["--dataset", "csv", "--data_path", tmp_path, "--csv", "t.csv", "--average_ratings"]
     said = checked(capsys, *flags)
-    assert "ratings     1 to 2 per image, mean SD 14.14" in said.out
+    assert "votes       1 to 2 per image, mean SD 14.14" in said.out
     assert "means of score (0..100, higher is better) of t.csv; images in ./" in said.out
 
 

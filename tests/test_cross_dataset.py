@@ -33,6 +33,8 @@ def test_a_test_gives_the_figures_of_the_training(tmp_path, capsys, koniq10k):
     assert list(tested["image"]) == list(recorded["image"])
     assert np.allclose(tested["score"], recorded["score"], atol=2e-6)
     assert "trained on (rows), tested on (columns)" in said.out
+    origin = tested[["trained_on", "model", "backbone", "seed"]].drop_duplicates()
+    assert origin.values.tolist() == [["koniq-10k", "resnet_improved_ms_att", "resnet50", 42]]
 
 
 def without_contents(checkpoint: Path, to: Path) -> Path:

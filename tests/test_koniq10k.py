@@ -2,6 +2,8 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from conftest import write_koniq_csvs
@@ -22,6 +24,23 @@ def test_real_koniq_counts_without_overlap(real_data, split, counts):
     assert tuple(count_splits(table).values()) == counts
     assert not table["image"].duplicated().any()
     assert table["mos"].between(3, 89).all() and 55 < table["mos"].mean() < 62
+
+
+def test_the_votes_are_those_of_the_distributions(real_data, tmp_path):
+    folder = real_data / "koniq-10k"
+    table, _ = read_labels("koniq-10k", folder, split="official", images=False)
+    table = table.set_index("image")
+    for name in ("koniq10k_scores_and_distributions.csv", "koniq10k_distributions_sets.csv"):
+        texts = pd.read_csv(folder / name, index_col="image_name").loc[table.index]
+        assert np.allclose(table["mos_sd"], 25 * texts["SD"], atol=1e-6)  # as the database has it
+        assert (table["votes"] == texts["c_total"]).all()
+    scores = pd.read_csv(folder / "koniq10k_scores_and_distributions.csv", index_col="image_name")
+    assert np.allclose(table["vote_mean"], 25 * (scores.loc[table.index, "MOS"] - 1))
+    (tmp_path / "koniq10k_distributions_sets.csv").write_bytes(
+        (folder / "koniq10k_distributions_sets.csv").read_bytes()
+    )
+    alone, _ = read_labels("koniq-10k", tmp_path, images=False)
+    assert np.allclose(alone.set_index("image")["mos_sd"], table["mos_sd"])
 
 
 def test_the_official_split_contains_the_json_split(real_data):

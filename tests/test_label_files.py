@@ -155,9 +155,18 @@ def test_several_rows_of_an_image_are_averaged_if_that_is_asked_for(folder):
     assert table["mos_sd"].tolist() == pytest.approx(
         [25 * np.std([1, 2, 4], ddof=1), np.nan, np.nan], nan_ok=True
     )
-    assert list(table["ratings"]) == [3, 1, 1]
+    assert list(table["votes"]) == [3, 1, 1]
     with pytest.raises(DataError, match=r"rows of one image name several groups: 0000\.png"):
         table_of(folder, text.replace("2,a", "2,b"), *flags, "--average_ratings")
+
+
+def test_a_table_of_means_may_say_how_votes_spread(folder):
+    text = "image,score,SD,n\n" + rows("2,0.5,20", "3,1,30", "5,0.25,25")
+    flags = ["--csv_columns", "sd=SD", "votes=n", "--score_range", "1", "5"]
+    table = table_of(folder, text, *flags)
+    assert table["mos_sd"].tolist() == [12.5, 25, 6.25] and table["votes"].tolist() == [20, 30, 25]
+    with pytest.raises(DataError, match="counts the votes itself"):
+        table_of(folder, text, *flags, "--average_ratings")
 
 
 @pytest.mark.parametrize("low", ["-2.64", "-2.64e0", "-264e-2", "-2.640", "-3."])

@@ -14,6 +14,7 @@ from PIL import Image
 import predict_resnet_improved as predict
 from checkpoints import predicted
 from conftest import ROOT, photo
+from data_loader import MEAN, STD
 from devices import choose_precision
 from errors import RunError
 from evaluation import crops_of_each
@@ -118,6 +119,72 @@ def test_one_path_is_scored_as_a_list_of_one(checkpoint, tmp_path):
     model = predict.load_model(checkpoint, "cpu")
     alone = predict.score_images(model, str(tmp_path / "a.png"), test_patch_num=4)
     assert alone.equals(predict.score_images(model, [tmp_path / "a.png"], test_patch_num=4))
+
+
+def test_images_in_memory_are_scored_as_their_files(trained, checkpoint, tmp_path):
+    paths = sorted((trained / "koniq-10k" / "1024x768").iterdir())[:2]
+    grey, exif = Image.open(paths[0]).convert("L"), Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    grey.resize((90, 60)).save(tmp_path / "turned.png", exif=exif)
+    grey.convert("RGBA").save(tmp_path / "clear.png")
+    levels = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 20
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    paths += [tmp_path / name for name in ("turned.png", "clear.png", "deep.png")]
+    model = predict.load_model(checkpoint, "cpu")
+    files = predict.score_images(model, paths, test_patch_num=1)
+
+    def same(images, rows=slice(None)) -> None:
+        table = predict.score_images(model, images, test_patch_num=1)
+        assert list(table["path"]) == [f"image {i}" for i in range(len(table))]
+        wanted = files.iloc[rows].reset_index(drop=True)
+        columns = ["score", "w1", "w4"]
+        assert np.allclose(table[columns], wanted[columns], atol=2e-5)  # of batches of other sizes
+        assert list(table["error"]) == list(wanted["error"])
+
+    same([Image.open(path) for path in paths])
+    opened = Image.open(paths[0])
+    same([opened, opened], [0, 0])
+    same([np.asarray(Image.open(path)) for path in paths[:2]], slice(0, 2))
+    same(np.stack([np.asarray(Image.open(path)) for path in paths[:2]]), slice(0, 2))
+    same(np.asarray(opened), slice(0, 1))
+    same(opened, slice(0, 1))
+    by_series = predict.score_images(model, pd.Series(map(str, paths)), test_patch_num=1)
+    assert by_series.equals(files)
+
+
+def test_what_is_no_image_in_memory_is_said(checkpoint):
+    model = predict.load_model(checkpoint, "cpu")
+    wrong = [np.zeros((64, 64, 3)), np.zeros((3, 64, 64), np.uint8), torch.zeros(3, 64, 64), None]
+    table = predict.score_images(model, wrong, test_patch_num=1)
+    assert table["score"].isna().all()
+    for error, said in zip(
+        table["error"], ["an array of float64", "an array of uint8", "a Tensor", "a NoneType"]
+    ):
+        assert error.startswith(said) and "give" in error
+
+
+def test_the_model_is_a_loss_whose_gradient_reaches_the_image(checkpoint):
+    """As docs/prediction.md shows it: gradients, and steps along them that raise the score."""
+    model = predict.load_model(checkpoint, "cpu").requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+
+    def quality(images):  # RGB in 0..1, (B, 3, H, W)
+        return model((images - mean) / std)[0]  # (B,)
+
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images.requires_grad_()
+    scores = quality(images)
+    (gradient,) = torch.autograd.grad(scores.sum(), images)
+    assert gradient.shape == images.shape and gradient.isfinite().all()
+    assert (gradient.abs().amax((1, 2, 3)) > 0).all()
+    # The gradient is that of the score: by a small step along it the score grows by its norm.
+    norms = gradient.flatten(1).norm(dim=1)
+    step = 1e-2 * gradient / norms[:, None, None, None]
+    with torch.no_grad():
+        grown = (quality(images + step) - quality(images - step)) / 2e-2
+    torch.testing.assert_close(grown, norms, rtol=0.1, atol=0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_a_folder_scan_takes_what_can_be_read_and_says_what_it_leaves_out(

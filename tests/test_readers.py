@@ -193,6 +193,18 @@ def test_missing_label_files_are_one_sentence(tmp_path):
         assert str(tmp_path) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_the_spread_of_kadids_votes_is_kept_if_it_is_there(tmp_path, monkeypatch):
+    kadid10k(tmp_path)
+    known = DATASETS["kadid-10k"]._replace(images=10)
+    monkeypatch.setitem(DATASETS, "kadid-10k", known)
+    table, _ = read_labels("kadid-10k", tmp_path)
+    assert table["mos_sd"].tolist() == pytest.approx([25 * 0.3**0.5] * 10)
+    assert set(table["votes"]) == {30}
+    text = (tmp_path / "dmos.csv").read_text().replace(",var", ",other")
+    (tmp_path / "dmos.csv").write_text(text)
+    assert "votes" not in read_labels("kadid-10k", tmp_path)[0]
+
+
 def test_scores_outside_the_publishers_scale_are_refused(tmp_path):
     kadid10k(tmp_path)
     text = (tmp_path / "dmos.csv").read_text().replace("4.5", "45")

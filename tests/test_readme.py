@@ -86,7 +86,9 @@ def test_every_flag_is_documented_and_no_other(capsys):
     of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on", "--test_split"}
     of_prediction |= {"--skip_trained", "--sort", "--html"}
-    of_the_report = {"--resamples", "--leave_out"}
+    of_the_script |= {"--no_page"}
+    of_the_report = {"--resamples", "--leave_out", "--watch", "--predictions", "--skip_others"}
+    of_the_report |= {"--cross_data_sets"}
     known = of_training | of_the_script | of_prediction | of_the_report
     assert of_training <= flags(PAGES["docs/flags.md"])
     assert of_training - {"--no"} <= flags(ENGLISH)  # of --no-use_multiscale
@@ -103,14 +105,14 @@ def test_documented_training_commands_are_understood(text):
 
 def test_training_commands_of_all_pages_are_understood():
     commands = arguments_of("train_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         parse_args(command)
 
 
 def test_prediction_commands_of_all_pages_are_understood(monkeypatch):
     commands = arguments_of("predict_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         monkeypatch.setattr(sys, "argv", ["predict_resnet_improved.py", *command])
         predict.parse_args()
@@ -161,7 +163,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_is_listed():
-    assert set(PAGES) == set(re.findall(r"^\| \[[\w ]+\]\((.*?)\)", ENGLISH, re.MULTILINE))
+    assert set(PAGES) == set(re.findall(r"^\| \[[\w -]+\]\((.*?)\)", ENGLISH, re.MULTILINE))
 
 
 @BOTH

@@ -8,10 +8,12 @@ import subprocess
 import pytest
 
 from report_runs import MODELS, change_record, write_five, write_run, write_three
-from reporting.render import latex, latex_escaped, markdown, markdown_escaped, webpage
+from reporting.answer import Answer, Step
+from reporting.page import webpage
+from reporting.parts import Report, Section, Verdict
+from reporting.render import latex, latex_escaped, markdown, markdown_escaped
 from reporting.runs import read_runs
 from reporting.statistics import Statistics
-from reporting.text import Report, Section, Verdict
 
 SPECIAL = r"a_b & 5% <b>|x|</b> {$1} #2 ~ ^ \end [0.1, 0.2] *c* `d` <0.001 &amp; \"e\""
 
@@ -19,7 +21,9 @@ SPECIAL = r"a_b & 5% <b>|x|</b> {$1} #2 ~ ^ \end [0.1, 0.2] *c* `d` <0.001 &amp;
 @pytest.fixture
 def special():
     section = Section(SPECIAL, [SPECIAL, "n"], [[SPECIAL, "1"], ["b", "2"]], [SPECIAL])
-    return Report(SPECIAL, Verdict(f"{SPECIAL}.", []), [SPECIAL], [section])
+    section.notes = [SPECIAL]
+    answer = Answer(SPECIAL, SPECIAL, [Step(SPECIAL, SPECIAL)])
+    return Report(SPECIAL, answer, Verdict(f"{SPECIAL}.", []), [SPECIAL], [section])
 
 
 def test_names_are_escaped_for_latex():
@@ -30,13 +34,25 @@ def test_names_are_escaped_for_latex():
     )
 
 
-def test_names_are_escaped_for_html(special, tmp_path):
-    page = webpage(special, tmp_path)
+def test_names_are_escaped_for_html(special):
+    page = webpage(special)
     assert "<b>" not in page and "&amp;amp;" in page
-    for tag, count in (("h1", 1), ("li", 1), ("h2", 2), ("th", 2), ("td", 4)):
-        assert len(re.findall(f"<{tag}>", page)) == count
-    cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", page)]
-    assert cells == [SPECIAL, "1", "b", "2"]
+    for tag, count in (("h1", 1), ("li", 1), ("h2", 2), ("th", 4), ("td", 2)):
+        assert len(re.findall(rf"<{tag}[ >]", page)) == count
+    cells = [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", page)]
+    assert cells == [SPECIAL, "n", SPECIAL, "1", "b", "2"]
+
+
+def test_the_page_has_minus_signs_and_definitions():
+    rows = [["a - b", "-0.12", "0.9 +- 0.1", "[-0.1, +0.2]"], ["exp1-2", "2026-01-02", "-", "-3%"]]
+    section = Section("Heading", ["", "SRCC", "p (Holm)", "other"], rows)
+    page = webpage(Report("Title", Answer("Yes."), Verdict("Verdict.", []), [], [section]))
+    minus = "\N{MINUS SIGN}"
+    plus_minus = "0.9 \N{PLUS-MINUS SIGN} 0.1"
+    for cell in (f"{minus}0.12", plus_minus, f"[{minus}0.1, +0.2]", f"{minus}3%"):
+        assert f"<td>{cell}</td>" in page
+    assert ">a - b<" in page and ">exp1-2<" in page and ">2026-01-02<" in page and ">-<" in page
+    assert page.count("<abbr ") == 2 and 'title="Spearman' in page
 
 
 def test_names_are_escaped_for_markdown(special):
@@ -58,9 +74,13 @@ def test_a_report_in_markdown_keeps_its_blocks_apart():
         Section("One", ["", "SRCC"], [["a", "0.9"]], ["First.", "Second."]),
         Section("Two", paragraphs=["Third."]),
     ]
-    report = Report("Title", Verdict("Verdict.", ["Remark."]), ["a problem", "another"], sections)
+    answer = Answer("Yes.", "By 1%.", [Step("Do this.", "bash a_*.sh"), Step("Or that.")])
+    verdict = Verdict("Verdict.", ["Remark."])
+    report = Report("Title", answer, verdict, ["a problem", "another"], sections)
     assert markdown(report) == (
-        "# Title\n\nVerdict. Remark.\n\n## Problems\n\n- a problem\n- another\n\n## One\n\n"
+        "# Title\n\n**Yes.** By 1%.\n\nVerdict. Remark.\n\nDo this.\n\n"
+        "```bash\nbash a_*.sh\n```\n\nOr that.\n\n"
+        "## Problems\n\n- a problem\n- another\n\n## One\n\n"
         "|  | SRCC |\n| --- | --- |\n| a | 0.9 |\n\nFirst.\n\nSecond.\n\n## Two\n\nThird.\n"
     )
 
@@ -113,4 +133,4 @@ def test_what_is_undefined_is_dashes_in_latex(tmp_path):
     runs = read_runs([tmp_path])
     table = latex("table.tex", Statistics(runs.finished, resamples=400, seed=0), runs)
     table = " ".join(table.split())
-    assert r"+ multi-scale & -- [--, --] & -- [--, --] & -- [--, --] & " in table
+    assert r"+ Multi-scale & -- [--, --] & -- [--, --] & -- [--, --] & " in table

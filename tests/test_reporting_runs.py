@@ -181,3 +181,32 @@ def test_damaged_files_are_named(logs, name, text, sentence):
     (failed,) = runs.failed
     assert failed.reason.startswith(f"{path}: {sentence}") and failed.model == MODELS[0]
     assert failed.log == logs / "exp1_baseline.log"
+
+
+def start_from(folder, name, **flags):
+    """Record that a run has started from a checkpoint of a run with these flags."""
+
+    def change(config, _):
+        start = config | {"flags": config["flags"] | {"dataset": "spaq", "lr": 1e-4} | flags}
+        own = {"backbone_weights": "init", "init_head": "mean", "init": f"{name}.pth"}
+        config["flags"] |= own
+        config["init"] = {"file": f"{name}.pth", "sha256": name, "epochs": 3, "config": start}
+
+    change_record(folder, name, change)
+
+
+def test_runs_with_and_without_a_checkpoint_to_start_from_are_not_mixed(logs, capsys):
+    start_from(logs, NAMES[1])
+    told = reported(logs, capsys, status=1)[2]
+    assert "can't be compared: --init none and a checkpoint of 3 epochs" in told
+
+
+def test_runs_from_checkpoints_of_one_recipe_are_compared(logs, capsys):
+    for name in NAMES:  # each from a checkpoint of its own configuration
+        start_from(logs, name)
+    results, out, _ = reported(logs, capsys)
+    assert list(results["configurations"]) == list(MODELS)
+    assert "--backbone_weights init" in out and "--init_head mean" in out
+    start_from(logs, NAMES[2], lr=3e-4)
+    told = reported(logs, capsys, status=1)[2]
+    assert "in the training of --init: --lr 0.0001 and 0.0003" in told

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +32,7 @@ def test_the_three_configurations_end_in_a_table(koniq10k, run_script):
     seen = [p.name for p in folder.iterdir() if not p.name.startswith(".")]  # locks are hidden
     assert sorted(seen) == sorted(
         [n + s for n in names for s in suffixes]
-        + ["arguments", "table.txt", "figures", *of_the_report]
+        + ["arguments", "runs", "progress.html", "table.txt", "figures", *of_the_report]
     )
     assert "not decided" in done.stdout  # on three test images, by one seed
     table = (folder / "table.txt").read_text()
@@ -44,8 +46,70 @@ def test_the_three_configurations_end_in_a_table(koniq10k, run_script):
     assert len(cells) == 3
     kinds = ("ss_noatt", "ms_noatt", "ms_att")
     wanted = [f"resnet_improved_{k}_{w}.pth" for k in kinds for w in ("best", "last")]
-    written = (run_script.folder / "checkpoints").glob("resnet*")
+    written = (run_script.folder / "checkpoints").glob("resnet*.pth")
     assert sorted(p.name for p in written) == sorted(wanted)
+
+
+def processes_with(text: str) -> list[str]:
+    """The command lines of all processes that have the text in theirs."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in lines if text in line]
+
+
+@pytest.fixture
+def watching(stand_in):
+    """The stand-in, but the real script writes progress.html; no run ends before that is there."""
+    script = stand_in.read_text()
+    real = f'[[ $* == *" --watch "* ]] && exec {sys.executable} "$@"\n'
+    script = script.replace("all=$*\n", f"{real}all=$*\n", 1)
+    wait = "until [[ -e $dir/progress.html ]]; do sleep 0.1; done\n"
+    stand_in.write_text(script.replace('echo "$name${resumed', f'{wait}echo "$name${{resumed', 1))
+
+
+def test_without_the_page_or_with_one_that_fails_the_table_is_the_same(ablation):
+    for flags in (["--no_page"], []):  # the stand-in writes no page, and ends at once
+        done = ablation(*flags, "--log_dir", f"logs{len(flags)}")
+        assert done.returncode == 0 and len(rows(done.stdout)) == 3, done.stderr
+        assert ("progress.html" in done.stdout) == (not flags)
+    again = ablation("--resume", next(Path(ablation.folder / "logs1").iterdir()))
+    assert again.returncode == 0 and "progress.html" not in again.stdout
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_the_page_of_the_progress_begins_and_ends_with_the_script(
+    watching, stand_in, run_script, tmp_path, number
+):
+    environment = {"PYTHON": stand_in, "CALLS": tmp_path / "calls", "FORGETTING": "none"}
+    environment |= {"FAILING": "none", "HANGING": "none" if number is None else "exp2"}
+    script = subprocess.Popen(
+        ["bash", ROOT / "run_resnet_ablation.sh"],
+        cwd=run_script.folder,
+        env=os.environ | {k: str(v) for k, v in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    logs = run_script.folder / "logs"
+    try:
+        while not (pages := list(logs.glob("*/progress.html"))):
+            assert script.poll() is None
+            time.sleep(0.1)
+        assert processes_with(f"{pages[0].parent.name} --watch {script.pid}")
+        if number is not None:
+            os.kill(script.pid, number)
+        script.wait(240)
+        deadline = time.monotonic() + 60
+        while processes_with(f"{pages[0].parent.name} --watch"):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert "This page has stopped" in pages[0].read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
 
 
 def test_each_run_has_a_row_with_its_closing_figures(ablation):

@@ -12,9 +12,11 @@ from datasets.flags import (
     resolve_data_flags,
     with_negative_numbers,
 )
+from devices import DEVICES
 from experiment import LATER_RECIPE, MODELS, PRESETS, RESNET50, configuration_name
 from training.losses import LOSSES
 
+INIT = "init"  # what a record says of --backbone_weights if the run starts from --init
 # Defaults of --dropout_rate. SMART-IQA's is that of its code; HyperIQA has no dropout.
 DROPOUT, SMART_DROPOUT, HYPERIQA_DROPOUT = 0.3, 0.4, 0.0
 
@@ -24,7 +26,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     Exits with status 2 and one sentence on stderr for flags that cannot be used.
     """
-    parser = argparse.ArgumentParser(
+    return parsed(build_parser(argparse.ArgumentParser), with_negative_numbers(argv))
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    preset = parser.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESETS.get(preset, {}))
+    args = parser.parse_args(argv)
+    resolve_flags(parser, args)
+    return args
+
+
+def build_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """A parser of this kind with all flags of a run."""
+    parser = kind(
         description="Train and evaluate one configuration.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
@@ -90,6 +105,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="imagenet (the default), none (random), or a state dict of torchvision's ResNet-50 or "
         "of timm's backbone, .pth or .safetensors; for resnet50 also imagenet1k_v1, imagenet1k_v2; "
         "with BACKBONE= for that backbone only",
+    )
+    flag(
+        "--init",
+        metavar="FILE|NAME",
+        help="start from a trained checkpoint of the same configuration and backbone, instead of "
+        "ImageNet weights: fine-tuning (docs/fine-tuning.md)",
+    )
+    flag(
+        "--init_head",
+        choices=["mean", "keep"],
+        help="the last bias of a network of --init; mean: the mean score of the training images; "
+        "keep: that of the checkpoint (default: mean)",
     )
     flag(
         "--freeze_bn",
@@ -255,9 +282,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag = group.add_argument
     flag(
         "--device",
-        choices=["auto", "cuda", "cpu"],
+        choices=DEVICES,
         default="auto",
-        help="auto: CUDA if available",
+        help="auto: CUDA if available; mps: Apple's GPU, in float32 (untested)",
     )
     flag(
         "--amp",
@@ -309,18 +336,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--log_dir", default="logs", metavar="DIR", help="folder for record, predictions and state"
     )
     flag(
+        "--tensorboard",
+        metavar="DIR",
+        help="write the figures of each epoch for TensorBoard as well, into DIR/RUN_NAME",
+    )
+    flag(
         "--run_name",
         metavar="NAME",
         help="name of record, predictions and state (default: name of the configuration, and the "
         "time)",
     )
 
-    argv = with_negative_numbers(argv)
-    preset = parser.parse_known_args(argv)[0].preset
-    parser.set_defaults(**PRESETS.get(preset, {}))
-    args = parser.parse_args(argv)
-    resolve_flags(parser, args)
-    return args
+    return parser
 
 
 def weights_of(backbone: str, given: list[str]) -> str:
@@ -355,6 +382,12 @@ def resolve_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         args.attention = "scaled" if args.model == "resnet_improved" else "published"
     if args.backbone != RESNET50 and args.model != MODELS[0]:
         parser.error(f"--backbone {args.backbone}: --model {args.model} has its own backbone")
+    if args.init and args.backbone_weights:
+        parser.error("--init holds the backbone's weights: leave --backbone_weights out")
+    if args.init_head and not args.init:
+        parser.error("--init_head is for --init")
+    if args.init:
+        args.backbone_weights, args.init_head = [INIT], args.init_head or "mean"
     args.backbone_weights = weights_of(args.backbone, args.backbone_weights or [])
     if is_smart and args.backbone_weights == "imagenet1k_v1":  # torchvision's of ResNet-50
         args.backbone_weights = "imagenet"

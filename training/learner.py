@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from devices import compile_in_place
+from devices import compile_in_place, memory_format
 from evaluation import build_model, check_takes, evaluated_size, multiply_adds
+from training.initial import Initial
 from training.losses import loss_function
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
@@ -91,17 +92,22 @@ def build_learner(
     steps: int,
     device: "torch.device",
     precision: str,
+    initial: Initial | None = None,
 ) -> Learner:
-    """The network, optimizer and schedule of the flags, with initial weights of --seed.
+    """The network, optimizer and schedule of the flags, with initial weights of --seed or --init.
 
-    initial_score: where scores start. steps: of all epochs. Raises WeightsError.
+    initial_score: where scores start. steps: of all epochs. Raises RunError for weights that can't
+    be used.
     """
     import torch
 
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = True  # the linear layers of the head stay float32
     torch.manual_seed(args.seed)
-    model = build_model(vars(args), initial_score)
+    flags = vars(args) | ({"backbone_weights": "none"} if initial else {})
+    model = build_model(flags, initial_score)
+    if initial:
+        initial.put_into(model, head=args.init_head, mean=initial_score)
     check_takes(model, evaluated_size(args))
     costs = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -109,7 +115,7 @@ def build_learner(
         "rates": getattr(model, "rates", {}),
         "normalisation": [*map(list, model.backbone.normalisation)],  # as JSON gives it back
     }
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=memory_format(device))
     network, average = model, Average(model, args.ema) if args.ema else None
     if args.freeze_bn:
         from training.frozen_norms import FrozenNorms  # which imports torch

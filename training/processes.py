@@ -188,7 +188,8 @@ class Stopping:
         self.signal = 0
 
     def __enter__(self):
-        self.earlier = {n: signal.getsignal(n) for n in SIGNALS}
+        in_main = threading.current_thread() is threading.main_thread()  # others get no signals
+        self.earlier = {n: signal.getsignal(n) for n in SIGNALS if in_main}
         for number, handler in self.earlier.items():
             if handler != signal.SIG_IGN:
                 signal.signal(number, self.note)

@@ -106,6 +106,7 @@ def describe(config: dict) -> str:
         "labels": labels,
         "split": split,
         "fingerprint": config["data_fingerprint"],
+        **({"start": start_of(config["init"])} if config.get("init") else {}),
         "crops": f"{flags['patch_size']} of {flags['resize'][0]} x {flags['resize'][1]} (H x W); "
         f"training {flags['train_patch_num']} per image and epoch, colour jitter "
         f"{'on' if flags['color_jitter'] else 'off'}; test {crops}",
@@ -129,6 +130,15 @@ def describe(config: dict) -> str:
         ),
     }
     return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
+
+
+def start_of(init: dict) -> str:
+    """What a run has started from, by what it records of --init."""
+    flags = init["config"]["flags"]
+    return (
+        f"{init['file']} (SHA-256 {init['sha256'][:12]}...), {init['epochs']} epochs on "
+        f"{flags['dataset']}"
+    )
 
 
 HEADER = (

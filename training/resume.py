@@ -157,6 +157,7 @@ def check_same_run(old: dict, new: dict) -> None:
     old, new = (
         {f"--{k}": v for k, v in c["flags"].items() if k not in FREE_FLAGS}
         | {k: c[k] for k in ours}
+        | {"--init": (c.get("init") or {}).get("sha256")}
         for c in (old, new)
     )
     differing = [k for k in old | new if old.get(k) != new.get(k)]
@@ -181,9 +182,9 @@ def save_state(run: "Run") -> None:
     scores, losses = run.gather_steps()
     if not all(bool(p.isfinite().all()) for p in run.learner.model.parameters()):
         raise run.not_finite(len(losses))
-    on_cuda = run.learner.device.type == "cuda"
-    cuda_rng = torch.cuda.get_rng_state() if on_cuda else None
-    rng = run.ranks.gather((torch.get_rng_state(), cuda_rng))
+    device = run.learner.device.type
+    device_rng = None if device == "cpu" else torch.get_device_module(device).get_rng_state()
+    rng = run.ranks.gather((torch.get_rng_state(), device_rng))
     if not run.ranks.is_first:
         return
     run.files.save_state(
@@ -210,6 +211,7 @@ def restore(run: "Run", state: dict) -> None:
             f"{run.files.state}: its network has other layers; an earlier version of this software "
             "wrote it: give another --run_name to begin a new run"
         )
+    saved_on = state["config"]["device"]
     present, run.config = run.config, state["config"]
     where = {k: present["flags"][k] for k in FREE_FLAGS - {"resume"}}
     if len(state["epochs"]) < run.args.epochs:  # else the present machine has no part in it
@@ -221,10 +223,11 @@ def restore(run: "Run", state: dict) -> None:
     ]
     run.earlier = state["crop_scores"].numpy(), state["step_losses"].numpy()
     run.learner.restore(state)
-    rng, cuda_rng = state["rng"][run.ranks.rank]
+    rng, device_rng = state["rng"][run.ranks.rank]
     torch.set_rng_state(rng)
-    if run.learner.device.type == "cuda" and cuda_rng is not None:
-        torch.cuda.set_rng_state(cuda_rng)
+    device = run.learner.device.type
+    if device == saved_on and device_rng is not None:
+        torch.get_device_module(device).set_rng_state(device_rng)
 
 
 def record_resumption(run: "Run", present: dict, where: dict, state: dict) -> None:

@@ -12,10 +12,12 @@ from devices import choose_device, choose_precision, keep_freed_memory
 from errors import RunError
 from evaluation import contents_to_tensor, crops_of, evaluated_crops, evaluation_plan
 from progress import Progress
+from training.initial import Initial, load_initial
 from training.learner import Learner, StepResults, build_learner
 from training.losses import needs_batch
+from training.model_card import write_card
 from training.processes import Ranks, Stopping, check_batches, distributed
-from training.records import run_config
+from training.records import best_epoch, run_config
 from training.run_files import RunFiles
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Prepared(NamedTuple):
     train_images: np.ndarray  # rows of the label table
     crops: int  # per epoch
     steps: int  # per epoch
+    initial: Initial | None  # what --init names
     learner: Learner
 
 
@@ -55,14 +58,16 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Prepared:
         processes=ranks.count,
         compares=needs_batch(args.loss),
     )
+    initial = load_initial(args)
     learner = build_learner(
         args,
+        initial=initial,
         initial_score=float(table["mos"][train_images].mean()),
         steps=steps * args.epochs,
         device=device,
         precision=choose_precision(args.amp, device),
     )
-    return Prepared(labels, train_images, crops, steps, learner)
+    return Prepared(labels, train_images, crops, steps, initial, learner)
 
 
 def some_of(images: np.ndarray, least: int) -> np.ndarray:
@@ -82,7 +87,8 @@ class Run:
     def __init__(self, args: argparse.Namespace, ranks: Ranks, files: RunFiles):
         """Raises DataError and RunError for data, weights and flags that can't be used."""
         self.args, self.ranks, self.files, self.stopping = args, ranks, files, Stopping()
-        labels, self.train_images, self.crops, self.steps, self.learner = prepare(args, ranks)
+        prepared = prepare(args, ranks)
+        labels, self.train_images, self.crops, self.steps, initial, self.learner = prepared
         device = self.learner.device
 
         import torch
@@ -96,6 +102,9 @@ class Run:
         evaluated_only = self.data.table["split"] == "test"
         self.trained_on = contents_to_tensor(self.data.table["content"][~evaluated_only])
         self.config = run_config(args, self.data, self.learner, ranks)
+        if initial:
+            self.trained_on = initial.all_trained_on(self.data.table)
+            self.config["init"] = initial.record
 
         self.epochs, self.evaluated = [], []
         self.results = StepResults(self.crops, self.steps, device)
@@ -126,6 +135,25 @@ class Run:
             "epochs": self.epochs,
             "trained_on": self.trained_on,
         }
+
+    def write_cards(self, *, ended: bool) -> None:
+        """The model cards of the checkpoints that are there."""
+        best = best_epoch(self.epochs, "test")
+        cards = [(self.files.last, len(self.epochs), "the last one, not chosen")]
+        if best:
+            optimistic = "chosen by the SRCC on the test images themselves, which is optimistic"
+            cards.append((self.files.best, best["epoch"], optimistic))
+        for checkpoint, count, chosen in cards:
+            if checkpoint.exists():
+                write_card(
+                    checkpoint,
+                    self.config,
+                    self.epochs[:count],
+                    self.evaluated[count - 1][0],
+                    self.test_table,
+                    chosen=chosen,
+                    ended=ended,
+                )
 
     def rates(self) -> list[float]:
         """Learning rates of backbone and new layers at the beginning of the next epoch."""

@@ -6,6 +6,7 @@ LOG_DIR/RUN_NAME_state.pth           what --resume continues from (with --save_m
 LOG_DIR/RUN_NAME_state_before.pth    the state before that one, until the run ends
 CHECKPOINT_DIR/MODEL_last.pth        configuration and weights after the last epoch
 CHECKPOINT_DIR/MODEL_best.pth        those of the best epoch on the test images
+CHECKPOINT_DIR/MODEL_best_model_card.md, MODEL_last_model_card.md     what these are
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from errors import RunError
 from evaluation import load_checkpoint, predictions_frame
 from files import locked, replacing, unused, write_atomically
+from training.model_card import card_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +30,7 @@ class RunFiles:
     def __init__(self, log_dir: Path, checkpoint_dir: Path | None, model: str, name: str):
         self.record = log_dir / f"{name}.jsonl"
         self.predictions = log_dir / f"{name}_predictions.csv"
-        self.model, self.checkpoint_dir = model, checkpoint_dir
+        self.name, self.model, self.checkpoint_dir = name, model, checkpoint_dir
         self.saves = checkpoint_dir is not None
         if self.saves:
             self.state = log_dir / f"{name}_state.pth"
@@ -152,6 +154,8 @@ class RunFiles:
             kept = path.with_name(f"{path.stem}.{written:%Y%m%d_%H%M%S}{path.suffix}")
             kept = unused(kept)  # object stores give every file the same time
             path.rename(kept)
+            if (card := card_of(path)).exists():
+                card.rename(card_of(kept))
             print(f"the earlier {path} is kept as {kept.name}")
         return stay
 
