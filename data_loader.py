@@ -9,6 +9,7 @@ the data is random.
 """
 
 import argparse
+import copy
 import functools
 import signal
 import sys
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in 0..1
+SCALE = tuple(1 / (255 * std) for std in STD)  # of pixels in 0..255: times SCALE, plus SHIFT
+SHIFT = tuple(-mean / std for mean, std in zip(MEAN, STD))
 TEST_SEED = 2020  # of the crops of test and validation images, in every run
 
 
@@ -158,11 +161,15 @@ class Batches:
         return -(-len(self.plan) // self.batch_size)
 
     def __getitem__(self, index: int) -> dict[str, "Tensor"]:
-        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        plan = self.plan[part].tensor_split(self.ranks)[self.rank]
+        return self.at(slice(index * self.batch_size, (index + 1) * self.batch_size))
+
+    def at(self, part: "slice | Tensor") -> dict[str, "Tensor"]:
+        """The batch of a part of the plan's rows, which may be a tensor on the device."""
+        complete = self.plan[part]
+        plan = complete.tensor_split(self.ranks)[self.rank]
         images, tops, lefts, flips = plan.unbind(1)
         batch = {
-            "divisor": len(self.plan[part]) / self.ranks,
+            "divisor": len(complete) / self.ranks,
             "crops": self.store.crops(self.rows[images], tops, lefts, self.size),
             "images": images,
             "flips": flips.bool(),
@@ -170,6 +177,21 @@ class Batches:
         for name, numbers in self.augmentations.items():
             batch[name] = numbers[part].tensor_split(self.ranks)[self.rank]
         return batch
+
+    def with_room(self, count: int) -> "Batches":
+        """The same with a plan of `count` rows, in tensors that `take_plan` fills."""
+        other = copy.copy(self)
+        wider = [t.new_zeros(count, *t.shape[1:]) for t in self.plans()]
+        other.plan, other.augmentations = wider[0], dict(zip(self.augmentations, wider[1:]))
+        return other
+
+    def take_plan(self, batches: "Batches") -> None:
+        """Copy the plan of other batches, and the numbers of its augmentations, in place."""
+        for own, new in zip(self.plans(), batches.plans()):
+            own[: len(new)] = new
+
+    def plans(self) -> list["Tensor"]:
+        return [self.plan, *self.augmentations.values()]
 
 
 def share_of(count: int, batch_size: int, rank: int, ranks: int) -> np.ndarray:
@@ -216,15 +238,15 @@ def to_network_input(batch: dict[str, "Tensor"], device: "torch.device") -> "Ten
     pixels = torch.where(moved["flips"][:, None, None, None], pixels.flip(3), pixels).float()
     if "jitter" in moved:
         pixels = colour_jitter(pixels, moved["jitter"])
-    return pixels.sub_(colour(MEAN, 255, device)).div_(colour(STD, 255, device))
+    return torch.addcmul(colour(SHIFT, device), pixels, colour(SCALE, device))
 
 
 @functools.cache  # made once, as a copy from the host makes a CUDA device wait
-def colour(values: tuple[float, float, float], scale: float, device: "torch.device") -> "Tensor":
-    """One value for each of R, G and B, times `scale`: float32 (3, 1, 1) on the device."""
+def colour(values: tuple[float, float, float], device: "torch.device") -> "Tensor":
+    """One value for each of R, G and B: float32 (3, 1, 1) on the device."""
     import torch
 
-    return (torch.tensor(values) * scale)[:, None, None].to(device)
+    return torch.tensor(values)[:, None, None].to(device)
 
 
 def colour_jitter(pixels: "Tensor", factors: "Tensor") -> "Tensor":
@@ -232,7 +254,7 @@ def colour_jitter(pixels: "Tensor", factors: "Tensor") -> "Tensor":
 
     pixels (B, 3, H, W) in 0..255; factors (B, 3). Grey is ITU-R 601 luma, as in torchvision.
     """
-    luma = colour((0.299, 0.587, 0.114), 1, pixels.device)
+    luma = colour((0.299, 0.587, 0.114), pixels.device)
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)  # 3 x (B, 1, 1, 1)
     pixels = (pixels * brightness).clamp(0, 255)
     middle = (pixels * luma).sum(1, keepdim=True).mean((2, 3), keepdim=True)

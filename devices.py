@@ -6,6 +6,7 @@ Apple's GPUs (mps) are untested: no machine with one has run this software yet.
 import os
 import resource
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from errors import RunError
@@ -60,12 +61,15 @@ def choose_precision(name: str, device: "torch.device") -> str:
     return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "off"
 
 
-def autocast(device: "torch.device", precision: str) -> "torch.autocast":
-    """The context in which the network computes in `precision`."""
+def autocast(device: "torch.device", precision: str, *, cache: bool = True) -> "torch.autocast":
+    """The context in which the network computes in `precision`.
+
+    cache: keep weights that were cast until the context ends, for one that lasts several batches.
+    """
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=cache)
 
 
 def memory_format(device: "torch.device") -> "torch.memory_format":
@@ -102,6 +106,30 @@ def keep_freed_memory() -> None:
 def compile_in_place(model: "nn.Module", device: "torch.device") -> None:
     """torch.compile a network; on CUDA with CUDA graphs, which take the launches off the CPU."""
     model.compile(mode="reduce-overhead" if device.type == "cuda" else None, dynamic=False)
+
+
+def on_another_stream(function: Callable[[], None]) -> None:
+    """Call a function on a CUDA stream of its own, as PyTorch asks of steps before a capture."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def captured(function: Callable[[], None]) -> Callable[[], None]:
+    """Record what a function gives to the GPU as a CUDA graph; returns what replays it.
+
+    The recording itself computes nothing.
+    """
+    import torch
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

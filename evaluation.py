@@ -163,7 +163,8 @@ def score_crops(
     if compiled:
         compile_in_place(model, device)
     scores, weights = [], []
-    with torch.inference_mode(), autocast(device, precision):
+    # Not inference_mode, in which autocast would cast all weights again for each batch.
+    with torch.no_grad(), autocast(device, precision):
         for batch in batches:
             score, stage_weights = model(data.to_network_input(batch, device))
             scores.append(score.clone())  # a CUDA graph writes its next result in its place
@@ -287,7 +288,6 @@ def load_model(
     published: 'hyperiqa' for the file that HyperIQA's authors publish (koniq_pretrained.pkl), with
     their preprocessing. Loads with `weights_only`. Raises RunError for a file that is neither.
     """
-
     if published:
         from models_hyperiqa import load_hyperiqa
 
@@ -300,7 +300,7 @@ def load_model(
             "split_unknown": True,
         }
         model.trained_on = None
-        return model.to(device)
+        return model.to(device, memory_format=memory_format(device))
     state = load_checkpoint(find_checkpoint(checkpoint))
     flags = state["config"]["flags"] | {"backbone_weights": "none"}
     model = build_model(flags, initial_score=50.0)

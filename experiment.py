@@ -138,6 +138,7 @@ CROSS_ANCHORS = {"spaq": 0.788, "kadid-10k": 0.468, "agiqa-3k": 0.640}
 # is compared by its content, which the record has as well.
 FREE_FLAGS = {
     *("data_path", "store_dir", "store_device", "workers", "device", "amp", "compile"),
+    "cuda_graph",
     *("save_model", "checkpoint_dir", "save_minutes", "resume", "log_dir", "run_name", "check"),
     *("init", "tensorboard"),
 }

@@ -29,16 +29,15 @@ def foldable(model: "nn.Module") -> list[tuple["nn.Module", "nn.Module"]]:
     """Each convolution of a model in eval mode with the BatchNorm that it can take in."""
     from torch import nn
 
-    plain = (nn.BatchNorm2d, nn.SyncBatchNorm)  # others may do something else besides
-    return [
+    return [  # others than these may do something else besides
         (conv, norm)
         for conv, norm in convolutions_with_norm(model)
-        if type(norm) in plain or (hasattr(norm, "drop") and hasattr(norm, "act"))
+        if type(norm) is nn.BatchNorm2d or (hasattr(norm, "drop") and hasattr(norm, "act"))
     ]
 
 
 def without_norm(norm: "nn.Module") -> "nn.Module":
-    """What is left of a BatchNorm that is taken in: timm's hold an activation, which stays."""
+    """What is left of a BatchNorm that is taken in: timm's and training's hold an activation."""
     from torch import nn
 
     return nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
@@ -58,7 +57,7 @@ def convolutions_with_norm(model: "nn.Module") -> list[tuple["nn.Module", "nn.Mo
             found.append((made[id(inputs[0])][0], module))
 
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)):
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
             hooks.append(module.register_forward_hook(note))
     if not hooks:
         return []

@@ -36,7 +36,9 @@ from models_resnet_improved import (
     EqualWeights,
     StageAttention,
     TargetNet,
+    average,
     close,
+    pooled,
     print_forward_pass,
 )
 
@@ -86,10 +88,9 @@ class LocalDistortion(nn.Module):
 
     def forward(self, stages: list[Tensor]) -> Tensor:
         maps = [project(stage) for project, stage in zip(self.project, stages)] + [stages[-1]]
-        pooled = [
-            F.avg_pool2d(m, 7).flatten(1) for m in maps
-        ]  # (B, 1024), (B, 512), (B, 256), (B, C)
-        return torch.cat([read(p) for read, p in zip(self.read, pooled)], 1)  # (B, 224)
+        # (B, 1024), (B, 512), (B, 256), (B, C)
+        averages = [F.avg_pool2d(m, 7).flatten(1) for m in maps]
+        return torch.cat([read(a) for read, a in zip(self.read, averages)], 1)  # (B, 224)
 
 
 class PublishedHyperNet(nn.Module):
@@ -121,9 +122,9 @@ class PublishedHyperNet(nn.Module):
             for matrix, shape in zip(self.matrices, self.shapes)
         ]
         with torch.autocast(maps.device.type, enabled=False):
-            pooled = maps.float().mean((2, 3))  # (B, 112)
-            weights.append(self.last_weight(pooled).unsqueeze(1))  # (B, 1, 14)
-            biases = [bias(pooled) for bias in self.biases]
+            of_image = average(maps)  # (B, 112)
+            weights.append(self.last_weight(of_image).unsqueeze(1))  # (B, 1, 14)
+            biases = [bias(of_image) for bias in self.biases]
         return [*zip(weights, biases)]  # 5 x ((B, out, in), (B, out))
 
     @torch.no_grad()
@@ -225,7 +226,7 @@ class SmartIQA(HyperModel):
         self.attention = EqualWeights()
         if use_attention:
             self.attention = StageAttention(
-                channels=channels[-1], dropout_rate=attention_dropout_rate, scaled=False
+                stage_channels=channels, dropout_rate=attention_dropout_rate, scaled=False
             )
             nn.init.normal_(self.attention.weigh[0].weight, std=0.01)
             nn.init.zeros_(self.attention.weigh[0].bias)
@@ -237,9 +238,7 @@ class SmartIQA(HyperModel):
     def fuse(self, stages: list[Tensor]) -> tuple[Tensor, Tensor | None]:
         if not self.use_multiscale:
             return stages[-1], None
-        maps = [F.adaptive_avg_pool2d(stage, MAP_SIZE) for stage in stages]  # 4 x (B, c, 7, 7)
-        maps, stage_weights = self.attention(maps)
-        return torch.cat(maps, 1), stage_weights
+        return self.attention([pooled(stage) for stage in stages])  # (B, C, 7, 7), (B, 4) or None
 
 
 # HyperIQA's published checkpoint ----------------------------------------------------------------

@@ -41,26 +41,34 @@ class LastStage(nn.Module):
         self.channels = stage_channels[-1]
 
     def forward(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, None]:
-        return F.adaptive_avg_pool2d(stages[-1], MAP_SIZE), None  # (B, 2048, 7, 7)
+        return pooled(stages[-1]), None  # (B, 2048, 7, 7)
+
+
+def pooled(stage: Tensor) -> Tensor:
+    """The maps of a stage at 7 x 7; those that are so already as they are."""
+    if stage.shape[2:] == (MAP_SIZE, MAP_SIZE):
+        return stage
+    return F.adaptive_avg_pool2d(stage, MAP_SIZE)
 
 
 class EqualWeights(nn.Module):
-    """No attention: the stages as they are, and no weights."""
+    """No attention: the stages (B, c, 7, 7) concatenated as they are, and no weights."""
 
-    def forward(self, stages: list[Tensor]) -> tuple[list[Tensor], None]:
-        return stages, None
+    def forward(self, stages: list[Tensor]) -> tuple[Tensor, None]:
+        return torch.cat(stages, 1), None  # (B, 3840, 7, 7)
 
 
 class StaticWeights(nn.Module):
     """A control: four learned weights, the same for all images; they sum to 1 and start equal."""
 
-    def __init__(self):
+    def __init__(self, *, stage_channels: tuple[int, ...]):
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(STAGES))
+        self.weighted = Weighted(stage_channels, factor=STAGES)
 
-    def forward(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, stages: list[Tensor]) -> tuple[Tensor, Tensor]:
         weights = self.logits.softmax(0).expand(len(stages[-1]), -1)  # (B, 4)
-        return weighted(stages, weights * len(stages)), weights
+        return self.weighted(stages, weights), weights
 
 
 class StageAttention(nn.Module):
@@ -80,14 +88,15 @@ class StageAttention(nn.Module):
     def __init__(
         self,
         *,
-        channels: int,
+        stage_channels: tuple[int, ...],
         hidden: int = 256,
         dropout_rate: float = 0.3,
         scaled: bool = True,
     ):
         super().__init__()
-        self.prepare = CentredAndScaled(ATTENTION_NORM) if scaled else nn.Identity()
-        self.factor = STAGES if scaled else 1
+        channels = stage_channels[-1]
+        self.prepare = CentredAndScaled(channels, ATTENTION_NORM) if scaled else nn.Identity()
+        self.weighted = Weighted(stage_channels, factor=STAGES if scaled else 1)
         self.weigh = nn.Sequential(
             nn.Linear(channels, hidden),
             nn.ReLU(inplace=True),
@@ -98,27 +107,48 @@ class StageAttention(nn.Module):
         nn.init.normal_(self.weigh[-2].weight, std=0.01)  # all stages start at about 1/4
         nn.init.zeros_(self.weigh[-2].bias)
 
-    def forward(self, stages: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def forward(self, stages: list[Tensor]) -> tuple[Tensor, Tensor]:
         with torch.autocast(stages[-1].device.type, enabled=False):
-            weights = self.weigh(self.prepare(stages[-1].float().mean((2, 3))))  # (B, 4)
-        return weighted(stages, weights * self.factor), weights
+            weights = self.weigh(self.prepare(average(stages[-1])))  # (B, 4)
+        return self.weighted(stages, weights), weights
+
+
+def average(maps: Tensor) -> Tensor:
+    """The global average (B, C) of maps (B, C, h, w), in float32."""
+    return maps.mean((2, 3), dtype=torch.float32)
 
 
 class CentredAndScaled(nn.Module):
-    """Each row less its mean, scaled to a fixed norm, whatever the number of channels."""
+    """Each row less its mean, scaled to a fixed norm, whatever the number of channels.
 
-    def __init__(self, norm: float):
+    This is a layer normalisation: its result has the norm sqrt(channels).
+    """
+
+    def __init__(self, channels: int, norm: float):
         super().__init__()
-        self.norm = norm
+        scale = torch.full((channels,), norm * channels**-0.5)
+        self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, channels)
-        return self.norm * F.normalize(x - x.mean(1, keepdim=True), dim=1)
+        return F.layer_norm(x, self.scale.shape, self.scale, eps=1e-12)
 
 
-def weighted(stages: list[Tensor], weights: Tensor) -> list[Tensor]:
-    """Each stage (B, c, 7, 7) times its weight, of (B, 4), for each image."""
-    factors = weights.to(stages[-1].dtype)[:, :, None, None, None].unbind(1)  # 4 x (B, 1, 1, 1)
-    return [stage * factor for stage, factor in zip(stages, factors)]
+class Weighted(nn.Module):
+    """The stages (B, c, 7, 7), concatenated, times `factor` times their weights, of (B, 4).
+
+    A matrix with the factor where a channel belongs to a stage gives each channel its weight: one
+    product for all stages.
+    """
+
+    def __init__(self, stage_channels: tuple[int, ...], *, factor: int):
+        super().__init__()
+        of_stage = factor * torch.block_diag(*(torch.ones(1, c) for c in stage_channels))  # (4, C)
+        self.register_buffer("of_stage", of_stage, persistent=False)
+
+    def forward(self, stages: list[Tensor], weights: Tensor) -> Tensor:
+        with torch.autocast(weights.device.type, enabled=False):
+            factors = weights @ self.of_stage  # (B, 3840)
+        return torch.cat(stages, 1) * factors.to(stages[-1].dtype)[:, :, None, None]
 
 
 class MultiScaleFusion(nn.Module):
@@ -138,11 +168,10 @@ class MultiScaleFusion(nn.Module):
         self.attention = EqualWeights()
 
     def forward(self, stages: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        maps = [F.adaptive_avg_pool2d(stage, MAP_SIZE) for stage in stages]  # 4 x (B, c, 7, 7)
+        maps = [pooled(stage) for stage in stages]  # 4 x (B, c, 7, 7)
         maps = [project(m) for project, m in zip(self.project, maps)] + maps[-1:]
 
-        maps, stage_weights = self.attention(maps)
-        return torch.cat(maps, 1), stage_weights  # (B, 3840, 7, 7), (B, 4) or None
+        return self.attention(maps)  # (B, 3840, 7, 7), (B, 4) or None
 
 
 class WideLastStage(MultiScaleFusion):
@@ -192,11 +221,12 @@ class HyperNet(nn.Module):
             self.biases.bias[-1] = initial_score
 
     def forward(self, reduced: Tensor) -> list[tuple[Tensor, Tensor]]:
-        matrices = self.matrices(reduced).float().split(self.maps, 1)  # 4 x (B, maps, 7, 7)
+        matrices = self.matrices(reduced).to(torch.float32, memory_format=torch.contiguous_format)
+        matrices = matrices.split(self.maps, 1)  # 4 x (B, maps, 7, 7)
         with torch.autocast(reduced.device.type, enabled=False):
-            pooled = reduced.float().mean((2, 3))  # (B, 512)
-            last_weight = self.last_weight(pooled).unsqueeze(1)  # (B, 1, 28)
-            biases = self.biases(pooled).split(TARGET_WIDTHS[1:], 1)  # 5 x (B, out)
+            of_image = average(reduced)  # (B, 512)
+            last_weight = self.last_weight(of_image).unsqueeze(1)  # (B, 1, 28)
+            biases = self.biases(of_image).split(TARGET_WIDTHS[1:], 1)  # 5 x (B, out)
 
         weights = [m.reshape(-1, *shape) for m, shape in zip(matrices, self.shapes)]
         return [*zip([*weights, last_weight], biases)]  # 5 x ((B, out, in), (B, out))
@@ -299,10 +329,12 @@ class ResNetImproved(nn.Module):
         self.target_net = TargetNet()
         if use_attention:  # last, so that one seed gives all else the same weights without it
             self.fusion.attention = (
-                StaticWeights()
+                StaticWeights(stage_channels=channels)
                 if attention == "static"
                 else StageAttention(
-                    channels=channels[-1], dropout_rate=dropout_rate, scaled=attention == "scaled"
+                    stage_channels=channels,
+                    dropout_rate=dropout_rate,
+                    scaled=attention == "scaled",
                 )
             )
 
@@ -311,7 +343,8 @@ class ResNetImproved(nn.Module):
         fused, stage_weights = self.fusion(stages)  # (B, C, 7, 7), (B, 4) or None
 
         # The convolution is linear, so it may follow the average that it precedes in the design.
-        query = self.query(fused.mean((2, 3), keepdim=True)).flatten(1)  # (B, 112)
+        with torch.autocast(images.device.type, enabled=False):
+            query = self.query(average(fused)[:, :, None, None]).flatten(1)  # (B, 112)
         rules = self.hyper_net(self.reduce(fused))  # weights and biases of five layers
 
         return self.target_net(query, rules), stage_weights  # (B,), (B, 4) or None

@@ -46,6 +46,7 @@ from files import check_folder_for, make_folder
 from metrics import describe_stage_weights, srcc
 from progress import TimeEstimate
 from training.flags import parse_args
+from training.graph import GraphedSteps, obstacle
 from training.keywords import flags_of
 from training.learner import Learner, StepResults
 from training.losses import needs_scale
@@ -63,44 +64,58 @@ if TYPE_CHECKING:  # imported when work begins, so that --help and errors come a
 # The step ---------------------------------------------------------------------------------------
 
 
-def train_one_epoch(
-    learner: Learner,
-    batches: "Iterable[dict[str, Tensor]]",
-    mos: "Tensor",
-    results: StepResults,
-    between_steps: Callable[[], None] | None = None,
-) -> None:
-    """One pass over the batches.
+def train_step(
+    learner: Learner, batch: "dict[str, Tensor]", mos: "Tensor"
+) -> tuple["Tensor", "Tensor"]:
+    """One step: the scores (B,) and the loss of a batch.
 
-    mos (N,) on the device: the label of each image of the plan. results: takes each step's scores
-    (B,) and loss. between_steps: called after each step. With several processes each has its part
-    of a batch; the mean of their gradients is that of the complete batch.
+    mos (N,) on the device: the label of each image of the plan. With several processes each has its
+    part of a batch; the mean of their gradients is that of the complete batch. On a GPU nothing in
+    it may wait for the device, or come from the host but for the batch: it may be in a CUDA graph.
     """
     import torch
 
+    images = data.to_network_input(batch, learner.device)  # (B, 3, size, size)
+    labels = mos[batch["images"].to(learner.device, non_blocking=True)]  # (B,)
+
+    with autocast(learner.device, learner.precision, cache=False):
+        score, _ = learner.network(images)
+    assert score.shape == labels.shape, f"scores {score.shape} for labels {labels.shape}"
+    loss = learner.loss_of(score, labels, batch["divisor"])
+
+    learner.optimizer.zero_grad(set_to_none=True)
+    learner.scaler.scale(loss).backward()
+    learner.scaler.unscale_(learner.optimizer)
+    if learner.gradient_clip:
+        clip = torch.nn.utils.clip_grad_norm_
+        clip(learner.parameters, learner.gradient_clip, foreach=True)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    return score.detach(), loss.detach()
+
+
+def train_one_epoch(
+    learner: Learner,
+    batches: "Iterable[dict[str, Tensor] | None]",
+    mos: "Tensor",
+    results: StepResults,
+    between_steps: Callable[[], None] | None = None,
+    graphed: GraphedSteps | None = None,
+) -> None:
+    """One pass over the batches; None stands for the next full one, which `graphed` trains.
+
+    results: takes each step's scores (B,) and loss. between_steps: called after each step.
+    """
     learner.network.train()
 
     for batch in batches:
-        images = data.to_network_input(batch, learner.device)  # (B, 3, size, size)
-        labels = mos[batch["images"].to(learner.device, non_blocking=True)]  # (B,)
-
-        with autocast(learner.device, learner.precision):
-            score, _ = learner.network(images)
-        assert score.shape == labels.shape, f"scores {score.shape} for labels {labels.shape}"
-        loss = learner.loss_of(score, labels, batch["divisor"])
-
-        learner.optimizer.zero_grad(set_to_none=True)
-        learner.scaler.scale(loss).backward()
-        learner.scaler.unscale_(learner.optimizer)
-        if learner.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(learner.model.parameters(), learner.gradient_clip)
-        learner.scaler.step(learner.optimizer)
-        learner.scaler.update()
+        if batch is None:
+            graphed.step()
+        else:
+            results.add(*train_step(learner, batch, mos))
         learner.scheduler.step()
         if learner.average is not None:
             learner.average.update()
-
-        results.add(score.detach(), loss.detach())
         if between_steps:
             between_steps()
 
@@ -150,7 +165,8 @@ def train_epoch(run: Run, epoch: int, *, announce: bool) -> np.ndarray:
             estimate.after_step()
         save_or_stop(run, may_save=True)
 
-    train_one_epoch(run.learner, progress(loader), run.mos, run.results, between_steps)
+    batches = progress(run.graphed.begin(loader) if run.graphed else loader)
+    train_one_epoch(run.learner, batches, run.mos, run.results, between_steps, run.graphed)
     return plan[:, 0]
 
 
@@ -217,6 +233,7 @@ def save_or_stop(run: Run, *, may_save: bool = False) -> None:
     if number or due:
         save_state(run)
     if number:
+        run.ranks.gather(None)  # torchrun kills the others soon after the first has left
         raise Interrupted(number, run.files.state if run.files.saves else None)
 
 
@@ -328,6 +345,8 @@ def run(args: argparse.Namespace) -> Trained:
         with files.locked() if ranks.is_first else nullcontext():
             this = Run(args, ranks, files)
             begin(this)
+            if args.cuda_graph == "auto":
+                use_cuda_graph(this)
             with this.stopping:
                 learn(this)
         ranks.stop()
@@ -346,6 +365,15 @@ def run(args: argparse.Namespace) -> Trained:
     finally:
         end_workers(others)
     return Trained([this.config, *this.epochs], this.learner.evaluated().eval())
+
+
+def use_cuda_graph(run: Run) -> None:
+    """Train full batches by a CUDA graph from here on, if the run allows it; says so."""
+    why_not = obstacle(run.args, run.data.store, run.learner, processes=run.ranks.count)
+    if not why_not:
+        run.graphed = GraphedSteps(train_step, run.learner, run.mos, run.results)
+    if run.ranks.is_first:
+        print(f"CUDA graph  {f'none: {why_not}' if why_not else 'of the step on full batches'}")
 
 
 def check(args: argparse.Namespace) -> None:

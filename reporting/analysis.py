@@ -99,9 +99,7 @@ class Analysis:
                 for seed in self.scores.seeds_of(model, other)
             ]
             ratios, ps = [t.ratio for t in tests], [t.p for t in tests]
-            found.append(
-                {"label": label, "model": model, "other": other, "ratio": ratios, "p": ps}
-            )
+            found.append({"label": label, "model": model, "other": other, "ratio": ratios, "p": ps})
         if all(len(row["p"]) == 1 for row in found):
             for row, p in zip(found, resampling.holm([row["p"][0] for row in found])):
                 row["p_holm"] = p

@@ -231,7 +231,8 @@ def srcc_of(s: Statistics, model: str) -> str:
 def summary(b: Backbones) -> Section:
     heading = "Over backbones"
     if not b.comparisons:
-        return Section(heading, paragraphs=[f"{b.verdict}."], question=WHICH_DIFFERENCE)
+        text = f"{b.verdict[0].upper()}{b.verdict[1:]}."
+        return Section(heading, paragraphs=[text], question=WHICH_DIFFERENCE)
     digits = digits_of([c.over.mean for c in b.comparisons])
     rows = [
         [

@@ -1,7 +1,7 @@
 """Trained on one data set, tested on others: what --test_on has written, in tables.
 
-    python3 predict_resnet_improved.py --checkpoint FILE --test_on spaq=DIR --output tests.csv
-    python3 report_resnet_ablation.py LOG_DIR --cross_data_sets tests.csv
+python3 predict_resnet_improved.py --checkpoint FILE --test_on spaq=DIR --output tests.csv
+python3 report_resnet_ablation.py LOG_DIR --cross_data_sets tests.csv
 """
 
 from pathlib import Path

@@ -69,9 +69,7 @@ def prepare(folder: Path) -> None:
     )
 
 
-def save(
-    canvas: "Canvas | None", caption: str, path: Path, *, vectors: bool = True
-) -> Figure:
+def save(canvas: "Canvas | None", caption: str, path: Path, *, vectors: bool = True) -> Figure:
     """Write and close a drawn figure as path.png and path.pdf; vectors: with its SVG as well."""
     import matplotlib.pyplot as plt
 

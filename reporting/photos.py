@@ -18,6 +18,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from datasets.images import load_image
+from devices import cores
 from errors import first_line
 from files import write_atomically
 
@@ -51,7 +52,7 @@ def write_photo_page(path: Path, table: "pd.DataFrame", about: str) -> int:
     """
     good, bad = table[table["error"] == ""], table[table["error"] != ""]
     good = good.sort_values("score", kind="stable")
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         thumbnails = list(pool.map(thumbnail_or_reason, good["path"]))
     photos, failed = [], 0
     for (image, score), (thumbnail, reason) in zip(good[["path", "score"]].to_numpy(), thumbnails):

@@ -99,9 +99,7 @@ class Scores:
             "plcc": resampling.plcc_by_counts(scores, truth.mos),
         }
         found |= thirds_by_counts(scores, truth.mos)
-        found |= residuals_by_counts(
-            np.stack([self.errors[run][0] for run in group]), truth.votes
-        )
+        found |= residuals_by_counts(np.stack([self.errors[run][0] for run in group]), truth.votes)
         return found if truth.votes is None else found | krasula_by_counts(scores, truth.votes)
 
     def collect(self, of: Callable[[ByCounts], np.ndarray]) -> dict[str, dict[Run, np.ndarray]]:
@@ -154,9 +152,7 @@ class Scores:
     def resampled(self, models: tuple[str, ...], metric: str = "srcc") -> np.ndarray:
         """(S, B, M): the same in the resamples of the images."""
         drawn, seeds = self.drawn[metric], self.seeds_of(*models)
-        return np.array(
-            [np.stack([drawn[self.run_of(m, s)] for m in models], 1) for s in seeds]
-        )
+        return np.array([np.stack([drawn[self.run_of(m, s)] for m in models], 1) for s in seeds])
 
     def interval(
         self, models: tuple[str, ...], combine: Combine = itself, *, metric: str = "srcc"

@@ -351,9 +351,8 @@ def stage_weights(s: Statistics) -> Section:
     paragraphs = collapses(s) or [
         f"The attention has collapsed in {some} run{'s' if some > 1 else ''}, but not on average."
         if some
-        else
-        "The attention has not collapsed: it uses several stages, and its weights depend on the "
-        "image."
+        else "The attention has not collapsed: it uses several stages, and its weights depend on "
+        "the image."
     ]
     if all(f["attention"] is None or m.endswith("_static") for m, f in s.configurations.items()):
         paragraphs = ["The only weights here are static: the same for all images."]

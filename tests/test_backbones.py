@@ -14,10 +14,10 @@ from backbones import build_backbone
 from conftest import ROOT
 from data_loader import MEAN, STD
 from errors import RunError, WeightsError
-from experiment import FULL, STATIC, WIDE, rows_of
+from experiment import FULL, RESNET50, STATIC, WIDE, rows_of
 from folding import convolutions_with_norm, folded
 from models_resnet_improved import ResNetImproved
-from training.processes import synchronised
+from training.batch_norm import use_batch_norm
 
 REAL = ROOT.parent / "shared" / "data" / "imagenet-backbones"
 # Small networks of timm's of several families, and small real ones.
@@ -98,15 +98,16 @@ def test_a_batch_norm_that_something_else_reads_first_is_not_folded():
     assert convolutions_with_norm(model.eval()) == []
 
 
-def test_the_activation_of_timms_batch_norms_survives_synchronising():
-    model = build("test_efficientnet").eval()
-    images = torch.randn(2, 3, 64, 64)
+@pytest.mark.parametrize("name", [RESNET50, "test_efficientnet"])
+def test_the_batch_norms_of_training_are_folded_as_those_of_the_network(name):
+    torch.manual_seed(0)
+    model = build(name)
+    images = torch.randn(4, 3, 64, 64)
+    model.train()(images)  # running averages
+    trained = folded(use_batch_norm(copy.deepcopy(model)))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in trained.modules())
     with torch.no_grad():
-        wanted = model.backbone(images)
-        found = synchronised(model).backbone(images)
-    assert any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
-    for a, b in zip(found, wanted):
-        torch.testing.assert_close(a, b)
+        assert torch.equal(trained(images)[0], folded(model)(images)[0])
 
 
 @pytest.mark.parametrize("name", [WIDE, STATIC])

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +21,22 @@ from data_loader import open_data, share_of
 from errors import RunError
 from evaluation import evaluate, evaluation_plan, load_model
 from test_resume import outcome, same
+from train_resnet_improved import check
 from training import processes
-from training.processes import check_batches, meet
+from training.flags import parse_args
+from training.processes import check_batches, check_gpus, meet, own_gpu
+from training.resume import check_same_state
 
-# Trains with BatchNorm in eval mode, and writes what each process has seen and all have scored;
-# or kills one process at a step of the first attempt.
+# Writes what each process has seen and all have scored; or kills one process at a step of the first
+# attempt; or stops one at a step, when saving is slow, and notes if it leaves after that.
 DRIVER = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import numpy as np, torch
 from interventions import before_each_step, train_resnet_improved, training
 
 out, rank = Path({out!r}), os.environ.get("RANK", "0")
-if {eval_norm}:
-    torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
 Run = training.run.Run
 gather, images = Run.gather_steps, []
 def gathered(run):
@@ -52,8 +54,18 @@ def seen(batch):
     first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     if rank == "1" and steps[0] == {dies_at} and first:
         os.kill(os.getpid(), signal.SIGKILL)
+    if rank == "1" and steps[0] == {stops_at}:
+        os.kill(os.getpid(), signal.SIGTERM)
 before_each_step(seen)
-sys.exit(train_resnet_improved.main())
+save_state = training.run_files.RunFiles.save_state
+def slowly(*args):
+    time.sleep(3)
+    save_state(*args)
+if {stops_at}:
+    training.run_files.RunFiles.save_state = slowly
+status = train_resnet_improved.main()
+(out / f"left{{rank}}").write_text(str((out / "run_state.pth").exists()))
+sys.exit(status)
 """
 
 
@@ -64,17 +76,18 @@ def folder(tmp_path_factory):
     return make_koniq10k(folder, train=7)
 
 
-def trained(folder, out: Path, *flags, ranks=1, restarts=0, eval_norm=False, dies_at=0):
+def trained(folder, out: Path, *flags, ranks=1, restarts=0, dies_at=0, stops_at=0):
     """A run of `ranks` processes; returns the finished process."""
     out.mkdir(exist_ok=True)
     script = out / "driver.py"
     script.write_text(
-        DRIVER.format(tests=str(TESTS), out=str(out), eval_norm=eval_norm, dies_at=dies_at)
+        DRIVER.format(tests=str(TESTS), out=str(out), dies_at=dies_at, stops_at=stops_at)
     )
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     torchrun += [f"--max-restarts={restarts}", "--monitor-interval=0.2"]
     where = ["--data_path", folder, "--store_dir", f"{folder}.store", "--log_dir", out]
     where += ["--checkpoint_dir", out, "--run_name", "run", "--save_model"]
+    where += ["--backbone", "test_efficientnet"]
     command = [sys.executable, *(torchrun if ranks > 1 else []), script, *TINY, *where, *flags]
     return subprocess.run(
         list(map(str, command)),
@@ -88,9 +101,9 @@ def trained(folder, out: Path, *flags, ranks=1, restarts=0, eval_norm=False, die
 @pytest.mark.parametrize("loss", ["l1", "mse+nin"])
 def test_two_processes_do_the_work_of_one(folder, tmp_path, loss):
     flags = ["--epochs", 1, "--dropout_rate", 0, "--train_patch_num", 5, "--batch_size", 10]
-    flags += ["--color_jitter", "--loss", loss]
+    flags += ["--color_jitter", "--patch_size", 40, "--loss", loss]  # stage 4 is 2 x 2
     for ranks in (1, 2):
-        done = trained(folder, tmp_path / str(ranks), *flags, ranks=ranks, eval_norm=True)
+        done = trained(folder, tmp_path / str(ranks), *flags, ranks=ranks)
         assert done.returncode == 0, done.stderr
     assert done.stdout.count("Last Test SRCC") == 1  # the first process speaks for both
     assert "1 threads in each of 2 processes" in done.stdout
@@ -120,7 +133,7 @@ def test_two_processes_do_the_work_of_one(folder, tmp_path, loss):
 def scored_again(out: Path) -> np.ndarray:
     """Scores of a run's evaluated images by its last checkpoint, in one process."""
     model, device = (
-        load_model(out / "resnet_improved_ss_noatt_last.pth", "cpu"),
+        load_model(out / "test_efficientnet_ss_noatt_last.pth", "cpu"),
         torch.device("cpu"),
     )
     args = argparse.Namespace(**model.config["flags"])
@@ -137,6 +150,41 @@ def test_every_process_evaluates_the_network_that_is_saved(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     evaluated = pd.read_csv(out / "run_predictions.csv")
     assert np.abs(evaluated["score"] - scored_again(out)).max() <= 2e-6  # each rounded to 1e-6
+
+
+def test_after_a_signal_no_process_leaves_before_the_state_is_written(folder, tmp_path):
+    flags = ["--train_patch_num", 4]
+    done = trained(folder, tmp_path / "out", *flags, ranks=2, stops_at=2)
+    assert done.returncode == 1 and "Traceback (most" not in done.stderr.partition("E1")[0]
+    assert [(tmp_path / "out" / f"left{rank}").read_text() for rank in (0, 1)] == ["True"] * 2
+    state = torch.load(tmp_path / "out" / "run_state.pth", weights_only=True)
+    assert len(state["epochs"]) == 0 and len(state["crop_scores"]) == 8
+
+
+def test_processes_that_find_different_states_are_refused():
+    check_same_state([None, None])
+    check_same_state([("today", 1, 8), ("today", 1, 8)])
+    with pytest.raises(RunError, match=r"process 0 .* process 1 \(2 epochs and 8 crops .*; none\)"):
+        check_same_state([("today", 2, 8), None])
+
+
+def test_processes_share_no_gpu(monkeypatch):
+    seen = iter([1, 4, 4])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: next(seen))
+    assert [own_gpu(1), own_gpu(3)] == [0, 3]  # a process that sees one alone takes that one
+    with pytest.raises(RunError, match="process 5 of this machine has no GPU, as there are 4"):
+        own_gpu(4)
+    check_gpus(["GPU-a", "GPU-b"])
+    with pytest.raises(RunError, match="processes 0 and 2 have the same GPU"):
+        check_gpus(["GPU-a", "GPU-b", "GPU-a"])
+
+
+def test_several_processes_are_not_compiled(folder, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RunError, match="--compile is for one process"):
+        check(parse_args([*TINY, "--data_path", str(folder), "--compile"]))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
@@ -190,13 +238,27 @@ def test_a_process_that_waits_for_the_others_says_so_and_hears_signals(folder, t
 
 def test_the_processes_that_are_waited_for_are_named(monkeypatch, capsys):
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([[store, 0, 4]]))
-    monkeypatch.setattr(processes, "QUIET_SECONDS", 0)
-    store.set("begun/1", "")
-    late = threading.Timer(0.5, lambda: [store.set(f"begun/{rank}", "") for rank in (2, 3)])
-    late.start()
-    assert meet(0, 4) is store and store.check(["begun/0"])
-    assert "process 0 waits for process 2, 3 of 4 (counted from 0)" in capsys.readouterr().err
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([[store, 0, 3]]))
+    monkeypatch.setattr(processes, "QUIET_SECONDS", 0.2)
+    late = threading.Timer(0.6, lambda: [*others.map(lambda rank: meet(rank, 3), (1, 2))])
+    with ThreadPoolExecutor(2) as others:
+        late.start()
+        meet(0, 3)
+        late.join()
+    assert "process 0 waits for process 1, 2 of 3 (counted from 0)" in capsys.readouterr().err
+
+
+def test_what_an_earlier_attempt_left_in_the_store_is_not_read(monkeypatch):
+    """torchrun has one store for all its restarts; gloo's addresses in it are of dead processes."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([[store, 0, 2]]))
+    store.set("asking/1", "of a process that was killed")
+    for attempt in ("first", "second"):
+        with ThreadPoolExecutor(2) as processes:
+            one, two = processes.map(lambda rank: meet(rank, 2), (0, 1))
+        assert not one.check(["address"])
+        one.set("address", attempt)
+        assert two.get("address") == attempt.encode()
 
 
 @pytest.mark.slow

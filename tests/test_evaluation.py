@@ -3,12 +3,14 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data_loader as data
 from datasets.pixel_store import PixelStore
-from evaluation import evaluate, mean_by_image, score_crops
+from evaluation import evaluate, mean_by_image, predictions_frame, score_crops
 from experiment import rows_of
 from folding import folded
 from models_resnet_improved import ResNetImproved
@@ -20,6 +22,36 @@ class Brightness(torch.nn.Module):
     def forward(self, images):
         mean = images.mean((1, 2, 3))
         return mean, mean[:, None].repeat(1, 4)
+
+
+class Linear(torch.nn.Module):
+    """A network with one weight, (1, 3)."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1, bias=False)
+
+    def forward(self, images):
+        return self.linear(images.mean((2, 3)))[:, 0], None
+
+
+class Casts(TorchDispatchMode):
+    """Counts the conversions of the weight of Linear."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        is_cast = operator is torch.ops.aten._to_copy.default
+        self.calls += is_cast and args[0].shape == (1, 3)
+        return operator(*args, **kwargs or {})
+
+
+def test_weights_are_cast_once_for_all_batches():
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    batches = [{"crops": pixels, "flips": torch.zeros(2, dtype=torch.bool)}] * 5
+    with Casts() as casts:
+        scores, _ = score_crops(Linear(), batches, device=torch.device("cpu"), precision="bf16")
+    assert len(scores) == 10 and casts.calls == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
@@ -97,3 +129,14 @@ def test_folding_batch_norms_changes_no_score(model):
     torch.testing.assert_close(folded_scores, scores, rtol=1e-4, atol=1e-4)
     if weights is not None:
         torch.testing.assert_close(folded_weights, weights, rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_keep_what_is_known_of_the_votes():
+    table = pd.DataFrame({"image": ["a", "b"], "mos": [20.0, 50.0], "split": "test", "row": [0, 1]})
+    scores, weights = np.array([21.0, 48.0]), np.full((2, 4), 0.25)
+    plain = predictions_frame(table, scores, None)
+    assert list(plain) == ["split", "image", "mos", "score"]
+    table = table.assign(mos_sd=[10.0, 12.123456], votes=[30, 31])
+    found = predictions_frame(table, scores, weights)
+    assert list(found)[4:] == ["w1", "w2", "w3", "w4", "mos_sd", "votes"]
+    assert found["mos_sd"].tolist() == [10, 12.1235] and found["votes"].tolist() == [30, 31]

@@ -76,7 +76,8 @@ def test_a_state_that_does_not_fit_leaves_the_checkpoints_before(koniq10k, tmp_p
     done = process(argv(koniq10k, out, *more), limit=50_000_000)
     refused(done, "--log_dir", "second_state.pth", "can't be written")
     after = contents(out)
-    kept = {n: b for n, b in after.items() if ".2" in n}  # the first run's, renamed by their time
+    # The first run's, renamed by their time.
+    kept = {n: b for n, b in after.items() if ".2" in n and n.endswith(".pth")}
     assert sorted(map(len, kept.values())) == sorted(
         len(b) for n, b in before.items() if n.startswith("resnet") and n.endswith(".pth")
     )

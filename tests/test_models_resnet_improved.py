@@ -184,7 +184,7 @@ def pushed_away_from_stage_1(**options) -> torch.Tensor:
     torch.manual_seed(0)
     attention = models.StageAttention(**options)
     optimizer = torch.optim.AdamW(attention.parameters(), lr=1e-3)
-    channels = options["channels"]
+    channels = options["stage_channels"][-1]
     for _ in range(12):
         _, weights = attention([torch.randn(8, channels, 7, 7).relu()] * 4)
         optimizer.zero_grad()
@@ -194,13 +194,13 @@ def pushed_away_from_stage_1(**options) -> torch.Tensor:
 
 
 def test_a_stage_is_not_lost_within_a_dozen_steps():
-    assert pushed_away_from_stage_1(channels=2048, scaled=False)[0] < 1e-4
+    assert pushed_away_from_stage_1(stage_channels=[2048] * 4, scaled=False)[0] < 1e-4
     for channels in (64, 320, 2048):
-        assert pushed_away_from_stage_1(channels=channels)[0] > 0.08
+        assert pushed_away_from_stage_1(stage_channels=[channels] * 4)[0] > 0.08
 
 
 def test_scaled_attention_sees_neither_offset_nor_scale_of_stage_4():
-    attention = models.StageAttention(channels=2048).eval()
+    attention = models.StageAttention(stage_channels=[2048] * 4).eval()
     stages = [torch.rand(3, 2048, 7, 7)] * 4
     _, weights = attention(stages)
     _, others = attention([5 * stage + 7 for stage in stages])

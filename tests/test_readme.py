@@ -1,6 +1,6 @@
 """The two READMEs say the same, and what they and docs/ name is there."""
 
-import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import export_resnet_improved as export
 import predict_resnet_improved as predict
 from conftest import ROOT
 from datasets.labels import DATASETS
@@ -82,9 +83,9 @@ def test_every_flag_is_documented_and_no_other(capsys):
         "--help",
     }
     of_the_script |= {"--with_neighbours", "--neighbours", "--standalone"}
-    of_the_script |= {"--nproc", "--max"}  # the beginnings of two of torchrun's flags
+    of_the_script |= {"--nproc", "--max", "--shutdown"}  # the beginnings of torchrun's flags
     of_prediction = {"--checkpoint", "--output", "--heatmap", "--test_on", "--test_split"}
-    of_prediction |= {"--skip_trained"}
+    of_prediction |= {"--skip_trained", "--sort", "--html"}
     of_the_script |= {"--no_page"}
     of_the_report = {"--resamples", "--leave_out", "--watch", "--predictions", "--skip_others"}
     of_the_report |= {"--cross_data_sets"}
@@ -111,10 +112,18 @@ def test_training_commands_of_all_pages_are_understood():
 
 def test_prediction_commands_of_all_pages_are_understood(monkeypatch):
     commands = arguments_of("predict_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         monkeypatch.setattr(sys, "argv", ["predict_resnet_improved.py", *command])
         predict.parse_args()
+
+
+def test_export_commands_of_all_pages_are_understood(monkeypatch):
+    commands = arguments_of("export_resnet_improved.py", ALL_ENGLISH)
+    assert len(commands) == 2
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["export_resnet_improved.py", *command])
+        export.parse_args()
 
 
 @pytest.mark.parametrize("page", EVERYTHING)
@@ -129,7 +138,8 @@ def test_names_that_python_examples_import_exist(page):
     blocks = "".join(code_blocks(EVERYTHING[page]))
     for module, names in re.findall(r"^from ([\w.]+) import (.*)$", blocks, re.MULTILINE):
         for name in names.split(", "):
-            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+            found = hasattr(importlib.import_module(module), name)
+            assert found or importlib.util.find_spec(f"{module}.{name}"), f"{module}.{name}"
 
 
 @BOTH

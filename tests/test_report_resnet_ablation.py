@@ -85,9 +85,10 @@ def test_table_verdict_and_paper_lead_with_the_same_selection(tmp_path, capsys):
     assert row[2] == f"{srcc:.4f}" and row[5] == gain and row[6] == f"{best:.4f}"
     assert f"change the SRCC of the baseline by {gain}%" in out
     assert results["selection"] == "chosen by val"
-    assert "200 test images, epoch with the highest SRCC on the validation images" in (
-        tmp_path / "table.tex"
-    ).read_text()
+    assert (
+        "200 test images, epoch with the highest SRCC on the validation images"
+        in (tmp_path / "table.tex").read_text()
+    )
 
 
 def test_a_configuration_that_is_no_row_is_an_error_after_the_report(logs, capsys):

@@ -51,7 +51,7 @@ def test_no_difference_is_not_decided(tmp_path, capsys):
     assert results["verdict_of_the_images_alone"] == "not decided by these runs"
     assert results["verdict"] == ONE_RUN and "nothing is claimed" in out
     paragraph = (tmp_path / "paragraph.tex").read_text()
-    assert paragraph.count("do not distinguish from none") == 3
+    assert paragraph.count("which is not significant") == 3
     assert "carry over" not in paragraph
 
 
@@ -246,10 +246,10 @@ def test_random_splits_give_medians_and_the_corrected_t_test(tmp_path, capsys):
     assert found["srcc_interval"]["value"] == pytest.approx(np.mean(each))
     assert found["srcc_interval"]["high"] == pytest.approx(np.mean(each) + reach)
     text = (tmp_path / "report.md").read_text()
-    assert "medians over 4 random splits (seeds 1, 2, 3, 4)" in text
+    assert "Medians over 4 random splits (seeds 1, 2, 3, 4)" in text
     assert "No contact sheet: each seed has its own test images" in text
     assert "Medians over 4 random splits" in (tmp_path / "table.tex").read_text()
-    assert "median SRCC over 4 random splits" in (tmp_path / "paragraph.tex").read_text()
+    assert "Medians are over 4 random splits" in (tmp_path / "paragraph.tex").read_text()
 
 
 def test_without_validation_the_last_epoch_counts(tmp_path, capsys):

@@ -12,7 +12,15 @@ from conftest import ROOT
 
 SCRIPT = ROOT / "slurm" / "ablation.sbatch"
 SBATCH = '#!/usr/bin/env bash\necho "sbatch $*" >>"$CALLS"\necho "${JOB:-77};a_cluster"\n'
-SRUN = '#!/usr/bin/env bash\necho "srun $*" >>"$CALLS"\nexit "${STATUS:-0}"\n'
+# As since Slurm 22.05, srun gives a step one core unless it is told.
+SRUN = """#!/usr/bin/env bash
+if [[ ${SLURM_CPUS_PER_TASK:-1} != 1 && $1 != --cpus-per-task="$SLURM_CPUS_PER_TASK" ]]; then
+  echo "one core of $SLURM_CPUS_PER_TASK" >&2
+  exit 1
+fi
+echo "srun $*" >>"$CALLS"
+exit "${STATUS:-0}"
+"""
 SCONTROL = '#!/usr/bin/env bash\necho "scontrol $*" >>"$CALLS"\n'
 
 
@@ -64,6 +72,13 @@ def test_each_task_trains_its_configuration_and_seed_and_can_be_resumed(cluster)
         assert ("--use_attention" in words) == ("attention" in call.split("--run_name ")[1])
         assert ("--no-use_multiscale" in words) == ("exp1" in call)
     assert len(seen) == 6 and ("exp3_multiscale_attention_seed43", "43") in seen
+
+
+def test_a_task_uses_all_cores_of_its_job(cluster):
+    task = {"SLURM_ARRAY_TASK_ID": "0", "LOG_DIR": "logs/here", "SLURM_CPUS_PER_TASK": "8"}
+    done, (call,) = cluster(**task)
+    assert done.returncode == 0, done.stderr
+    assert call.startswith("srun --cpus-per-task=8 python3 ")
 
 
 def test_a_task_runs_from_a_copy_of_the_script(cluster, tmp_path):

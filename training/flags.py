@@ -300,6 +300,14 @@ def build_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser
         "steps are faster; for one process only",
     )
     flag(
+        "--cuda_graph",
+        choices=["auto", "off"],
+        default="off",
+        help="auto: launch the complete step on full batches at once, as a CUDA graph, if the "
+        "images are on the GPU, for one process without --compile and without fp16; takes more "
+        "memory, and changes no result",
+    )
+    flag(
         "--workers",
         type=number(int, 0, 256),
         metavar="N",

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,17 +27,18 @@ PARTS = ("model", "optimizer", "scheduler", "scaler", "average")  # of a learner
 class Learner:
     """A network in training.
 
-    model: the network. network: what a step calls: the model itself, or with --freeze_bn
-    FrozenNorms around it, and with several processes DistributedDataParallel around that. average:
-    of its weights over the steps (--ema). loss: of scores (B,) and labels (B,). complete: gathers
-    a batch that several processes share, if the loss compares its images. score_map: slope and
-    offset from the network's scores to MOS. costs: its parameters, the multiply-adds of one
-    crop, the dropout rates that no flag gives, and mean and standard deviation by which its input
-    is normalised.
+    model: the network. parameters: its own, listed once. network: what a step calls: the model
+    itself, or with --freeze_bn FrozenNorms around it, and with several processes
+    DistributedDataParallel around that. average: of its weights over the steps (--ema). loss: of
+    scores (B,) and labels (B,). complete: gathers a batch that several processes share, if the loss
+    compares its images. score_map: slope and offset from the network's scores to MOS. costs: its
+    parameters, the multiply-adds of one crop, the dropout rates that no flag gives, and mean and
+    standard deviation by which its input is normalised.
     """
 
     model: "nn.Module"
     network: "nn.Module"
+    parameters: "list[nn.Parameter]"
     optimizer: "torch.optim.Optimizer"
     scheduler: "torch.optim.lr_scheduler.LRScheduler"
     scaler: "torch.amp.GradScaler"
@@ -59,6 +61,8 @@ class Learner:
         for name in PARTS:
             if (part := getattr(self, name)) is not None:
                 part.load_state_dict(state[name])
+        for group in self.optimizer.param_groups:  # the state may be from another device
+            group["capturable"] = self.device.type == "cuda"
         self.score_map = tuple(state.get("score_map", self.score_map))  # older states have none
 
     def loss_of(self, scores: "Tensor", labels: "Tensor", divisor: float) -> "Tensor":
@@ -101,6 +105,8 @@ def build_learner(
     """
     import torch
 
+    from training.batch_norm import use_batch_norm
+
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = True  # the linear layers of the head stay float32
     torch.manual_seed(args.seed)
@@ -115,6 +121,7 @@ def build_learner(
         "rates": getattr(model, "rates", {}),
         "normalisation": [*map(list, model.backbone.normalisation)],  # as JSON gives it back
     }
+    use_batch_norm(model)
     model.to(device, memory_format=memory_format(device))
     network, average = model, Average(model, args.ema) if args.ema else None
     if args.freeze_bn:
@@ -127,6 +134,7 @@ def build_learner(
     return Learner(
         model=model,
         network=network,
+        parameters=list(model.parameters()),
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
@@ -152,6 +160,7 @@ def build_optimizer(args: argparse.Namespace, model: "nn.Module", steps: int):
         [{"params": backbone, "lr": args.lr}, {"params": new, "lr": args.lr * args.lr_ratio}],
         weight_decay=args.weight_decay,
         fused=True,
+        capturable=new[0].is_cuda,  # in a CUDA graph
     )
     per_epoch = steps // args.epochs
     warm_up = round(args.warmup_epochs * per_epoch)
@@ -166,7 +175,17 @@ def build_optimizer(args: argparse.Namespace, model: "nn.Module", steps: int):
             return step_factor(step - warm_up, per_epoch * STEP_EPOCHS)
         return learning_rate_factor(step - warm_up, steps - warm_up)
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    class Rates(torch.optim.lr_scheduler.LambdaLR):
+        """LambdaLR with rates of float32, which a CUDA graph reads from the device."""
+
+        def get_lr(self) -> list[float]:
+            return [*map(as_float32, super().get_lr())]
+
+    return optimizer, Rates(optimizer, factor)
+
+
+def as_float32(value: float) -> float:
+    return struct.unpack("f", struct.pack("f", value))[0]
 
 
 def learning_rate_factor(step: int, total: int) -> float:
@@ -194,15 +213,12 @@ class Average:
         self.lerp = get_ema_multi_avg_fn(decay)
         pairs = [*zip(self.model.parameters(), model.parameters())]
         pairs += zip(self.model.buffers(), model.buffers())
-        self.averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self.counted = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self.averaged = [pair for pair in pairs if pair[0].is_floating_point()]  # others stay
 
     def update(self) -> None:
         """After a step; does not wait for the device."""
         ours, theirs = zip(*self.averaged)
         self.lerp([*ours], [*theirs], None)
-        for mine, other in self.counted:
-            mine.copy_(other)
 
     def state_dict(self) -> dict:
         return self.model.state_dict()
@@ -232,7 +248,11 @@ class StepResults:
         """Copy a step's scores (B,) and loss, as a CUDA graph overwrites its results."""
         self.scores[self.crops : self.crops + len(scores)] = scores
         self.losses[self.steps] = loss
-        self.crops, self.steps = self.crops + len(scores), self.steps + 1
+        self.count(len(scores))
+
+    def count(self, crops: int) -> None:
+        """One step more, of so many crops, whose results are there already."""
+        self.crops, self.steps = self.crops + crops, self.steps + 1
 
     def so_far(self) -> tuple["np.ndarray", "np.ndarray"]:
         """Scores (crops,) and losses (steps,) of the steps since `clear`."""

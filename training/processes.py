@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -50,26 +51,23 @@ class Ranks:
         self.control = None
 
     def start(self, device: "torch.device") -> None:
-        """Connect to the others; RunError if there are fewer GPUs than processes."""
+        """Connect to the others; RunError if not each process has a GPU of its own."""
         import torch
 
         if self.count == 1:
             return
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        if device.type == "cuda":
-            if local >= torch.cuda.device_count():
-                raise RunError(
-                    f"process {local + 1} of this machine has no GPU, as there are "
-                    f"{torch.cuda.device_count()}: give torchrun a smaller --nproc-per-node"
-                )
-            torch.cuda.set_device(local)
+        on_cuda = device.type == "cuda"
+        if on_cuda:
+            torch.cuda.set_device(own_gpu(int(os.environ.get("LOCAL_RANK", 0))))
         torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "nccl" if on_cuda else "gloo",
             store=meet(self.rank, self.count),
             rank=self.rank,
             world_size=self.count,
         )
         self.control = torch.distributed.new_group(backend="gloo")
+        if on_cuda:
+            check_gpus(self.gather(str(torch.cuda.get_device_properties(device).uuid)))
 
     def stop(self) -> None:
         """Disconnect from the others, if connected."""
@@ -119,10 +117,9 @@ class Ranks:
         return torch.cat(parts)
 
     def share_buffers(self, model: "nn.Module") -> None:
-        """Give every process the first one's running averages of BatchNorm.
+        """Give every process the first one's buffers, so that all evaluate what it saves.
 
-        On the CPU each process has averages of its own part of the batches: without this it would
-        evaluate another network than the one that is saved.
+        BatchNorm's running averages are the same in all; other layers may have buffers too.
         """
         if self.count == 1:
             return
@@ -130,6 +127,35 @@ class Ranks:
 
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
+
+
+def own_gpu(local: int) -> int:
+    """The number of the GPU of this machine's process `local`; RunError if it has none.
+
+    If a process sees one GPU alone, as a cluster may arrange, it takes that one.
+    """
+    import torch
+
+    seen = torch.cuda.device_count()
+    if seen == 1:
+        return 0
+    if local >= seen:
+        raise RunError(
+            f"process {local + 1} of this machine has no GPU, as there are {seen}: give torchrun a "
+            "smaller --nproc-per-node"
+        )
+    return local
+
+
+def check_gpus(uuids: list[str]) -> None:
+    """RunError if two processes have the same GPU; uuids: one per process."""
+    for rank, uuid_of_gpu in enumerate(uuids):
+        first = uuids.index(uuid_of_gpu)
+        if first != rank:
+            raise RunError(
+                f"processes {first} and {rank} have the same GPU: give torchrun a smaller "
+                "--nproc-per-node, or let each process see another GPU (CUDA_VISIBLE_DEVICES)"
+            )
 
 
 def meet(rank: int, count: int) -> "torch.distributed.Store":
@@ -155,17 +181,31 @@ def meet(rank: int, count: int) -> "torch.distributed.Store":
     if isinstance(store, Exception):
         raise RunError(f"the processes of torchrun can't meet at {place} ({first_line(store)})")
 
-    store.set(f"begun/{rank}", "")
+    # torchrun keeps one store for all its restarts: what an earlier attempt has left in it, such as
+    # addresses, must not be read. So process 0 names this attempt to each process that asks.
+    asking = attempt = uuid.uuid4().hex
+    if rank:
+        store.set(f"asking/{rank}", asking)
+        wait_until(
+            lambda: store.check([f"attempt/{asking}"]), lambda: f"process 0 of {count}", rank
+        )
+        attempt = store.get(f"attempt/{asking}").decode()
+    own = torch.distributed.PrefixStore(attempt, store)
+    own.set(f"begun/{rank}", "")
 
     def missing() -> list[int]:
-        return [other for other in range(count) if not store.check([f"begun/{other}"])]
+        absent = [other for other in range(count) if not own.check([f"begun/{other}"])]
+        for other in [] if rank else absent:
+            if store.check([f"asking/{other}"]):
+                store.set(f"attempt/{store.get(f'asking/{other}').decode()}", attempt)
+        return absent
 
     wait_until(
         lambda: not missing(),
         lambda: f"process {', '.join(map(str, missing()))} of {count} (counted from 0)",
         rank,
     )
-    return store
+    return own
 
 
 def wait_until(done: Callable[[], object], whom: Callable[[], str], rank: int) -> None:
@@ -218,7 +258,8 @@ def check_batches(
             f"complete batch; give a multiple of {processes}"
         )
     last = crops % batch_size or batch_size
-    least = 1 if patch_size > 32 else 2  # stage 4 is 1 x 1 at 32: BatchNorm needs two of them
+    # Stage 4 is 1 x 1 at --patch_size 32, and BatchNorm needs two of them, in one process or more.
+    least = 1 if patch_size > 32 or processes > 1 else 2
     if last // processes < least:
         raise RunError(
             f"--batch_size {batch_size} leaves a last batch of {last} crops, and "
@@ -232,28 +273,25 @@ def check_batches(
         )
 
 
-def distributed(model: "nn.Module", device: "torch.device") -> "nn.Module":
+def distributed(model: "nn.Module") -> "nn.Module":
     """The network as one of several processes trains it: gradients are averaged over them all.
 
-    On CUDA BatchNorm takes its statistics over the complete batch. On the CPU, where PyTorch has no
-    such layer, each process takes them over its own part, and the first one's running averages are
-    kept.
+    BatchNorm takes its statistics over the complete batch, so that all processes have the same
+    running averages. Raises RunError for BatchNorms of a kind that can't.
     """
     from torch import nn
 
-    if device.type == "cuda":
-        synchronised(model)
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    from training.batch_norm import synchronise
 
-
-def synchronised(model: "nn.Module") -> "nn.Module":
-    """The network, whose BatchNorms now take their statistics over all processes."""
-    from torch import nn
-
-    convert = nn.SyncBatchNorm.convert_sync_batchnorm
-    if "timm" in sys.modules:  # its BatchNorms hold activations, which PyTorch's own would drop
-        from timm.layers import convert_sync_batchnorm as convert
-    return convert(model)  # in place, as no BatchNorm is the root
+    others = synchronise(model)
+    if others:
+        raise RunError(
+            f"the network's {others[0]} is a BatchNorm of its own kind, which several processes "
+            "can't share: train it in one process"
+        )
+    network = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    network.broadcast_buffers = False  # before each step, that is; they begin with the same
+    return network
 
 
 def end_workers(others: set) -> None:

@@ -67,7 +67,7 @@ def begin(run: "Run") -> None:
     """
     args, files = run.args, run.files
     state, path = find_state(args.resume, files) if args.resume else (None, None)  # 1, 2
-    run.ranks.gather(None)  # nobody renames what another still reads
+    check_same_state(run.ranks.gather(position_of(state)))  # nobody renames what is still read
     if state:
         restore(run, state)  # 3, 4
     if not run.ranks.is_first:
@@ -149,6 +149,27 @@ def find_state(resume: str, files: RunFiles) -> tuple[dict | None, Path | None]:
             "--run_name to begin a new run"
         )
     return state, path
+
+
+def position_of(state: dict | None) -> tuple[str, int, int] | None:
+    """Which run a state is of, its finished epochs, and its crops of the one after."""
+    if state is None:
+        return None
+    return state["config"]["started"], len(state["epochs"]), len(state["crop_scores"])
+
+
+def check_same_state(positions: list[tuple[str, int, int] | None]) -> None:
+    """Raise RunError if processes continue from different states; positions: one per process."""
+    for rank, position in enumerate(positions):
+        if position != positions[0]:
+            found = [
+                "none" if p is None else f"{p[1]} epochs and {p[2]} crops of the run of {p[0]}"
+                for p in (positions[0], position)
+            ]
+            raise RunError(
+                f"--resume: process 0 finds another state than process {rank} ({found[0]}; "
+                f"{found[1]}): --log_dir must be one folder, which all of them see"
+            )
 
 
 def check_same_run(old: dict, new: dict) -> None:

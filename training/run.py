@@ -45,6 +45,11 @@ def prepare(args: argparse.Namespace, ranks: Ranks) -> Prepared:
     """
     labels = load_labels(args)  # before torch is loaded, as much can be wrong with it
     device = choose_device(args.device)
+    if args.compile and ranks.count > 1:
+        raise RunError(
+            "--compile is for one process: with several, compiled BatchNorms are known to be "
+            "slower than others; leave it out, or train without torchrun"
+        )
     ranks.start(device)
     keep_freed_memory()
     table, _ = labels
@@ -108,6 +113,7 @@ class Run:
 
         self.epochs, self.evaluated = [], []
         self.results = StepResults(self.crops, self.steps, device)
+        self.graphed = None  # GraphedSteps, if full batches are trained by a CUDA graph
         self.forget_steps()
         self.saved = time.monotonic()
         if ranks.count > 1:
@@ -116,7 +122,7 @@ class Run:
                     f"{len(self.test_table)} images to evaluate can't be shared by {ranks.count} "
                     "processes: give torchrun a smaller --nproc-per-node"
                 )
-            self.learner.network = distributed(self.learner.network, device)
+            self.learner.network = distributed(self.learner.network)
             if needs_batch(args.loss):
                 self.learner.complete = ranks.complete_batch
             if ranks.rank:  # its own dropout
