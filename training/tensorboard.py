@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from errors import RunError
@@ -42,11 +43,13 @@ class Board:
             self.writer.flush()
         except Exception as error:  # of its thread that writes: many kinds
             print(f"note: --tensorboard: {error}; the run goes on without it", file=sys.stderr)
-            self.writer = None
+            self.close()
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with suppress(Exception):  # what it could not write has been said, or is on record
+                self.writer.close()
+        self.writer = None
 
 
 def numbers(record: dict) -> dict[str, float]:
