@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from console import check_shown, command
-from datasets.flags import HelpFormatter, number
+from datasets.flags import HelpFormatter
 from errors import RunError, first_line
 from evaluation import crops_for_use, load_model
 from files import check_file_for, replacing
-from predict_resnet_improved import score_images
+from predict_resnet_improved import add_use_flags, score_images
 
 if TYPE_CHECKING:
     import torch
@@ -59,22 +59,7 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE",
         help="the file to write: .onnx, or .pt2 for torch.export",
     )
-    flag(
-        "--test_crop",
-        choices=["grid", "random", "center", "full"],
-        help="crops of an image, or full: the complete resized image (default: as in prediction)",
-    )
-    flag(
-        "--test_patch_num",
-        type=number(int, 1, 1000),
-        metavar="N",
-        help="crops per image (default: as in the checkpoint's training)",
-    )
-    flag(
-        "--model",
-        choices=["hyperiqa"],
-        help="the --checkpoint is koniq_pretrained.pkl, which HyperIQA's authors publish",
-    )
+    add_use_flags(flag, "as in prediction")
     args = parser.parse_args()
     if args.output.suffix not in (".onnx", ".pt2"):
         parser.error(f"--output {args.output}: ends in .onnx or .pt2")

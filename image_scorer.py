@@ -8,7 +8,7 @@ so scores agree up to rounding.
 import torch
 from torch import Tensor, nn
 
-from data_loader import MEAN, STD
+from data_loader import SCALE, SHIFT
 from folding import folded
 
 COEFFICIENT = 2**22  # Pillow's weights are multiples of one part of this
@@ -30,12 +30,12 @@ class ImageScorer(nn.Module):
         self.model = folded(model).to(memory_format=torch.contiguous_format)
         self.resize, self.crop = tuple(resize), tuple(crop)
         self.corners = [(int(top), int(left), bool(flip)) for _, top, left, flip in plan]
-        self.register_buffer("mean", 255 * torch.tensor(MEAN)[:, None, None])
-        self.register_buffer("std", 255 * torch.tensor(STD)[:, None, None])
+        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
+        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # (B, H, W, 3)
         pixels = resize(images.permute(0, 3, 1, 2), *self.resize)
-        pixels = (pixels - self.mean) / self.std
+        pixels = torch.addcmul(self.shift, pixels, self.scale)
 
         (high, wide), crops = self.crop, []
         for top, left, flip in self.corners:

@@ -204,6 +204,26 @@ def find_files(given: list[Path]) -> tuple[list[Path], list[str]]:
     return files, notes
 
 
+def add_use_flags(flag: Callable[..., argparse.Action], crops: str) -> None:
+    """How a checkpoint is used on images; flag: add_argument; crops: the default of --test_crop."""
+    flag(
+        "--model",
+        choices=["hyperiqa"],
+        help="the --checkpoint is koniq_pretrained.pkl, which HyperIQA's authors publish",
+    )
+    flag(
+        "--test_crop",
+        choices=["grid", "random", "center", "full"],
+        help=f"crops of an image; full: the complete resized image (default: {crops})",
+    )
+    flag(
+        "--test_patch_num",
+        type=number(int, 1, 1000),
+        metavar="N",
+        help="crops per image (default: as in the checkpoint's training)",
+    )
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Scores for image files and folders, and tests of trained models on data sets.",
@@ -211,11 +231,6 @@ def parse_args() -> argparse.Namespace:
         allow_abbrev=False,
     )
     flag = parser.add_argument
-    flag(
-        "--model",
-        choices=["hyperiqa"],
-        help="the --checkpoint is koniq_pretrained.pkl, which HyperIQA's authors publish",
-    )
     flag("images", nargs="*", type=Path, metavar="IMAGE_OR_FOLDER", help="images to score")
     flag(
         "--checkpoint",
@@ -259,17 +274,10 @@ def parse_args() -> argparse.Namespace:
         metavar="DIR",
         help="folder for a map of each image: scores of crops that cover it, half a crop apart",
     )
-    flag(
-        "--test_crop",
-        choices=["grid", "random", "center", "full"],
-        help="crops of an image; full: the complete resized image (default: grid for images to "
-        "score, full if the training evaluated so; those of the training for --test_on)",
-    )
-    flag(
-        "--test_patch_num",
-        type=number(int, 1, 1000),
-        metavar="N",
-        help="crops per image (default: as in the checkpoint's training)",
+    add_use_flags(
+        flag,
+        "grid for images to score, full if the training evaluated so; those of the training for "
+        "--test_on",
     )
     add_store_dir(flag)
     flag(

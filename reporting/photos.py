@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from datasets.images import load_image
 from devices import cores
 from errors import first_line
 from files import write_atomically
+from reporting.render import environment
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TEMPLATES = Path(__file__).parent / "templates"
 THUMBNAIL = 320  # pixels of a thumbnail's longer side: sharp where a screen has two per CSS pixel
 BARS = 40  # of the histogram
 
@@ -61,13 +60,7 @@ def write_photo_page(path: Path, table: "pd.DataFrame", about: str) -> int:
             print(f"error: {image}: its thumbnail can't be made ({reason})", file=sys.stderr)
         link = quote(os.fsencode(os.path.relpath(image, path.absolute().parent)))
         photos.append(Photo(image, Path(image).name, link, score, thumbnail))
-    template = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("photos.html")
+    template = environment(autoescape=True).get_template("photos.html")
     scores = good["score"].to_numpy()
     low, high = (math.floor(scores.min()), math.floor(scores.max()) + 1) if len(scores) else (0, 1)
     page = template.render(

@@ -111,20 +111,13 @@ def test_training_commands_of_all_pages_are_understood():
         parse_args(command)
 
 
-def test_prediction_commands_of_all_pages_are_understood(monkeypatch):
-    commands = arguments_of("predict_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 7
+@pytest.mark.parametrize("script, count", [(predict, 7), (export, 2)])
+def test_commands_of_all_pages_that_use_checkpoints_are_understood(monkeypatch, script, count):
+    commands = arguments_of(f"{script.__name__}.py", ALL_ENGLISH)
+    assert len(commands) == count
     for command in commands:
-        monkeypatch.setattr(sys, "argv", ["predict_resnet_improved.py", *command])
-        predict.parse_args()
-
-
-def test_export_commands_of_all_pages_are_understood(monkeypatch):
-    commands = arguments_of("export_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 2
-    for command in commands:
-        monkeypatch.setattr(sys, "argv", ["export_resnet_improved.py", *command])
-        export.parse_args()
+        monkeypatch.setattr(sys, "argv", [script.__name__, *command])
+        script.parse_args()
 
 
 @pytest.mark.parametrize("page", EVERYTHING)

@@ -114,6 +114,10 @@ def synchronise(model: nn.Module) -> list[str]:
     for name, norm in model.named_modules():
         if isinstance(norm, BatchNorm):
             norm.synchronised = True
-        elif isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        elif is_batch_norm(norm):
             others.append(name)
     return others
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from errors import RunError
 from folding import foldable, without_norm
+from training.batch_norm import is_batch_norm
 
 
 class FrozenNorms(nn.Module):
@@ -36,12 +37,11 @@ class FrozenNorms(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.skeleton:
             self.build()
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        tensors = dict(self.tensors)
         for conv, (factor, shift) in self.taken_in.items():
             weight, bias = f"{conv}.weight", f"{conv}.bias"
             tensors[weight] = tensors[weight] * factor[:, None, None, None]
             tensors[bias] = shift + tensors[bias] * factor if bias in tensors else shift
-        tensors = {name: tensors[name] for name in self.names}
         return torch.func.functional_call(self.skeleton[0], tensors, (images,))
 
     def train(self, mode: bool = True) -> "FrozenNorms":
@@ -67,10 +67,8 @@ class FrozenNorms(nn.Module):
             if conv.bias is None:
                 conv.bias = nn.Parameter(torch.empty(0))  # so that there is one to be given
             skeleton.set_submodule(names[norm], without_norm(norm))
-        self.names = [n for n, _ in (*skeleton.named_parameters(), *skeleton.named_buffers())]
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        names = [n for n, _ in (*skeleton.named_parameters(), *skeleton.named_buffers())]
+        self.tensors = {name: own[name] for name in names if name in own}  # not new biases
         self.skeleton.append(skeleton.to("meta"))
         self.train(self.training)
-
-
-def is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)

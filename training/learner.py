@@ -213,12 +213,12 @@ class Average:
         self.lerp = get_ema_multi_avg_fn(decay)
         pairs = [*zip(self.model.parameters(), model.parameters())]
         pairs += zip(self.model.buffers(), model.buffers())
-        self.averaged = [pair for pair in pairs if pair[0].is_floating_point()]  # others stay
+        pairs = [pair for pair in pairs if pair[0].is_floating_point()]  # others stay
+        self.averages, self.learned = map(list, zip(*pairs))
 
     def update(self) -> None:
         """After a step; does not wait for the device."""
-        ours, theirs = zip(*self.averaged)
-        self.lerp([*ours], [*theirs], None)
+        self.lerp(self.averages, self.learned, None)
 
     def state_dict(self) -> dict:
         return self.model.state_dict()
