@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from errors import RunError
@@ -52,7 +53,13 @@ class InItsOwnProcess:
         self.pool = ProcessPoolExecutor(1, spawn, initializer=set_subject, initargs=(make, *args))
 
     def call(self, method: str):
-        return self.pool.submit(call_subject, method).result()
+        """Raises RunError if the process has died."""
+        try:
+            return self.pool.submit(call_subject, method).result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process has died; if memory was short, give a smaller --batch_size"
+            ) from error
 
 
 def set_subject(make: Callable, *args) -> None:

@@ -1,5 +1,6 @@
 """The benchmarks run, on the smallest of work; what they measure is not tested."""
 
+import math
 import os
 import shutil
 import subprocess
@@ -53,6 +54,40 @@ def test_the_first_day_with_a_gpu_needs_one(tmp_path):
     )
     assert done.returncode == 1 and done.stderr == "error: PyTorch sees no CUDA device here\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_minutes_until_a_quality_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import time_to_quality as benchmark
+
+    config = {
+        "type": "config",
+        "flags": {"train_patch_num": 1, "epochs": 40},
+        "images": {"train": 100, "val": 20, "test": 30},
+    }
+    values = [None, *[0.5] * 25, 0.7, 0.6]  # reached in the 27th epoch: two of 25 crops an image
+    record = [config] + [
+        {"type": "epoch", "epoch": i, "val_srcc": value, "seconds": 60.0}
+        for i, value in enumerate(values, 1)
+    ]
+    assert benchmark.reached(record, 0.7) == 27 and benchmark.minutes(record, 0.7) == 27
+    assert benchmark.reached(record, 0.8) is None and benchmark.minutes(record, 0.8) == math.inf
+    rates = {"training": 10.0, "evaluation": 50.0}
+    by_hand = (27 * 100 / 10 + 2 * 50 * 25 / 50) / 60
+    assert benchmark.predecessors_minutes(record, 0.7, rates) == pytest.approx(by_hand)
+    assert benchmark.predecessors_minutes(record, 0.8, rates) == math.inf
+
+
+def test_a_run_is_stopped_at_the_quality_and_kept(biq2021, tmp_path):
+    data = ["--dataset", "biq2021", "--data_path", biq2021, "--val_fraction", 0.3, *TINY]
+    data += ["--store_dir", tmp_path / "store", "--epochs", 500, "--backbone", "test_efficientnet"]
+    command = ["--recipes", "small", "--seeds", 42, "--target", -1, "--out", tmp_path / "out"]
+    first = run(tmp_path, "time_to_quality.py", *command, *data)
+    assert "min to a validation SRCC of -1 (seeds 42: " in first
+    record = (tmp_path / "out" / "small_seed42.jsonl").read_text()
+    assert record.count("\n") < 500
+    assert run(tmp_path, "time_to_quality.py", *command, *data) == first
+    assert (tmp_path / "out" / "small_seed42.jsonl").read_text() == record
 
 
 @pytest.mark.slow
