@@ -143,6 +143,14 @@ FREE_FLAGS = {
     *("init", "tensorboard"),
 }
 
+# Flags that make a recipe: how the same configurations are trained and evaluated.
+RECIPE_FLAGS = {
+    *("preset", "loss", "freeze_bn", "ema", "dropout_rate", "epochs", "batch_size", "optimizer"),
+    *("lr", "lr_ratio", "weight_decay", "gradient_clip", "schedule", "warmup_epochs"),
+    *("resize", "patch_size", "train_patch_num", "color_jitter"),
+    *("test_patch_num", "test_crop", "test_flip"),
+}
+
 # Flags of the recipe that older records lack, with what was done before there were the flags.
 LATER_RECIPE = {
     "loss": "l1",

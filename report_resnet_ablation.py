@@ -4,6 +4,7 @@
     python3 report_resnet_ablation.py LOG_DIR LOG_DIR... --output report
     python3 report_resnet_ablation.py LOG_DIR --predictions TOPIQ=topiq.csv MANIQA=maniqa.csv
     python3 report_resnet_ablation.py --predictions TOPIQ=topiq.csv --data_path koniq-10k
+    python3 report_resnet_ablation.py LOG_DIR --other_recipe OTHER_LOG_DIR
     python3 report_resnet_ablation.py LOG_DIR --watch
 
 reads the record and the predictions of each run, recomputes every figure, prints table.txt and the
@@ -11,8 +12,9 @@ verdict, and writes table.txt, report.md, report.html (one file, figures inside)
 paragraph.tex, results.json and figures/ (PNG and PDF) into the (first) folder. With runs on several
 backbones, this is written into a folder for each, and above them a summary over backbones. It needs
 no GPU and no torch; about half a minute. --predictions puts other models' scores for the test
-images beside the runs; without LOG_DIR the report is on them alone. --watch writes progress.html
-instead, again and again, while the runs train.
+images beside the runs; without LOG_DIR the report is on them alone. --other_recipe says whether the
+answer depends on how the models are trained. --watch writes progress.html instead, again and again,
+while the runs train.
 
 Exit status: 0, with a note on stderr for everything that does not add up; 1 if there is no finished
 run, if runs cannot be compared, or if one has a configuration that experiment.py does not have.
@@ -27,10 +29,11 @@ from console import command
 from datasets.labels import DATASETS
 from errors import ReportError
 from files import check_folder_for, write_atomically
-from reporting import alone, analysis_text, backbones, cross_data_sets, scatter
+from reporting import alone, analysis_text, backbones, cross_data_sets, other_recipe, scatter
 from reporting.backbones import Backbones
 from reporting.cross_data_sets import CrossDataSets
 from reporting.figures import draw_backbones, draw_figures, prepare, save
+from reporting.other_recipe import OtherRecipe
 from reporting.page import Exhibits, webpage
 from reporting.parts import Verdict
 from reporting.photographs import collect
@@ -63,6 +66,14 @@ def main() -> int:
         "--data_path", metavar="DIR", help="photographs and labels, if they have been moved"
     )
     add_predictions_flags(parser)
+    parser.add_argument(
+        "--other_recipe",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="LOG_DIR",
+        help="the same ablation, trained by another recipe: does the answer depend on it?",
+    )
     parser.add_argument("--resamples", type=int, default=resampling.RESAMPLES, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap")
     parser.add_argument(
@@ -88,8 +99,9 @@ def main() -> int:
         parser.error("give LOG_DIR, or --predictions NAME=FILE and --data_path DIR")
     if not (args.folders or args.data_path):
         parser.error("without LOG_DIR give the folder of the labels: --data_path DIR")
-    if args.cross_data_sets and not args.folders:
-        parser.error("--cross_data_sets is for LOG_DIR")
+    for flag in ("cross_data_sets", "other_recipe"):
+        if getattr(args, flag) and not args.folders:
+            parser.error(f"--{flag} is for LOG_DIR")
     output = args.output or (args.folders[0] if args.folders else Path("report"))
     if args.watch is not None:
         if not args.folders:
@@ -102,6 +114,9 @@ def main() -> int:
         if not args.folders:
             return report_alone(args, output)
         args.cross = read_cross(args)
+        args.recipe = read_runs(args.other_recipe).finished
+        if args.other_recipe and not args.recipe:
+            raise ReportError("--other_recipe: no finished run in these folders")
         runs = read_runs(args.folders)
         for folder in (output, output / "figures"):
             check_folder_for("--output", folder)
@@ -214,7 +229,12 @@ def report_backbone(
     further = analysis_text.sections(statistics.analysis)
     if args.cross:
         further += cross_data_sets.sections(args.cross)
+    recipe = compare_recipes(statistics, args)
+    if recipe:
+        further.append(other_recipe.section(recipe))
     report = write_report(statistics, runs, figures, further)
+    if recipe:
+        report.verdict.remarks.append(other_recipe.in_a_sentence(recipe))
     album = collect(statistics, args.data_path)
     exhibits = Exhibits(album, scatter.draw(statistics, album))
     table = result_table(statistics, runs)
@@ -225,10 +245,26 @@ def report_backbone(
         ("report.html", webpage(report, exhibits, above=above)),
         ("table.tex", latex("table.tex", statistics, runs)),
         ("paragraph.tex", latex("paragraph.tex", statistics, runs)),
-        ("results.json", results_json(statistics, runs.problems, cross)),
+        (
+            "results.json",
+            results_json(statistics, runs.problems, cross, recipe and recipe.figures()),
+        ),
     ):
         write_atomically(output / name, text)
     return statistics, table, report.verdict
+
+
+def compare_recipes(s: Statistics, args: argparse.Namespace) -> OtherRecipe | None:
+    """The runs of --other_recipe on the backbone of these statistics beside them, if there are any.
+
+    Raises ReportError if there are none, but runs on other backbones.
+    """
+    if not args.recipe:
+        return None
+    found = [run for run in args.recipe if run.backbone == s.backbone]
+    if not found:
+        raise ReportError(f"--other_recipe: those folders have no finished run on {s.backbone}")
+    return OtherRecipe(s, found)
 
 
 def report_backbones(

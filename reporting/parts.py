@@ -8,12 +8,13 @@ from reporting.figures import Figure
 # What a reader asks: the sections of report.html, in this order.
 HOW_GOOD = "How good is each model?"
 WHICH_DIFFERENCE = "Which difference is real?"
+RECIPE = "Does it depend on the recipe?"
 ELSEWHERE = "Does it hold on other data sets?"
 ATTENDS = "Does the attention attend?"
 WHICH_IMAGES = "On which images?"
 COST = "What does it cost?"
 SOURCES = "Where do these numbers come from?"
-QUESTIONS = (HOW_GOOD, WHICH_DIFFERENCE, ELSEWHERE, ATTENDS, WHICH_IMAGES, COST, SOURCES)
+QUESTIONS = (HOW_GOOD, WHICH_DIFFERENCE, RECIPE, ELSEWHERE, ATTENDS, WHICH_IMAGES, COST, SOURCES)
 
 
 @dataclass

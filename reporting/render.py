@@ -191,8 +191,13 @@ def backbones_json(b: Backbones, problems: list[str]) -> str:
     return json.dumps(plain(content), indent=1) + "\n"
 
 
-def results_json(s: Statistics, problems: list[str], cross: dict | None = None) -> str:
-    """All figures for programs; NaN is null. cross: those of tests on other data sets."""
+def results_json(
+    s: Statistics, problems: list[str], cross: dict | None = None, recipe: dict | None = None
+) -> str:
+    """All figures for programs; NaN is null.
+
+    cross: those of tests on other data sets. recipe: those of another recipe.
+    """
     content = {
         "dataset": s.runs[0].config["flags"]["dataset"],
         "backbone": s.backbone,
@@ -210,6 +215,7 @@ def results_json(s: Statistics, problems: list[str], cross: dict | None = None) 
         "interaction": s.interaction,
         **s.analysis.figures(),
         "cross_data_sets": cross,
+        "other_recipe": recipe,
         "problems": problems,
         "bootstrap": s.options,
         "runs": [{"name": r.name, **r.config} for r in s.runs],
