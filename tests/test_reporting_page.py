@@ -11,7 +11,7 @@ from PIL import Image
 
 from browsers import browser, opened, overflow  # noqa: F401 (a fixture)
 from conftest import ROOT, photo
-from report_runs import write_five, write_run, write_three
+from report_runs import MODELS, NAMES, write_five, write_run, write_three
 from reporting.answer import Answer
 from reporting.page import webpage
 from reporting.parts import Report, Section, Verdict
@@ -206,6 +206,31 @@ def test_other_reports_load_as_well(browser, tmp_path):  # noqa: F811
         assert first == f"bash run_resnet_ablation.sh --resume {logs}"
         assert second.endswith("bash run_resnet_ablation.sh --seeds 1,2 --attention scaled")
         assert "1 problem" in page.inner_text(".problems") and overflow(page) == 0
+
+
+def test_several_backbones_and_another_recipe(browser, tmp_path):  # noqa: F811
+    """A page over all, one for each, with links both ways; the section on the other recipe."""
+    logs, other = tmp_path / "logs", tmp_path / "other"
+    for index, backbone in enumerate(("resnet18", "resnet34", "convnext_tiny")):
+        for seed in (1, 2):
+            for folder, recipe in ((logs, {}), (other, {"loss": "mse"})):
+                for name, model, noise in zip(NAMES, MODELS, (20, 14, 9)):
+                    write_run(
+                        folder, f"{name}_{backbone}_seed{seed}", model, noise + index + len(recipe),
+                        seed=seed, tests=40, vals=20, epochs=1, backbone=backbone, **recipe,
+                    )  # fmt: skip
+    report_on(logs, "--other_recipe", other)
+    with opened(browser, logs / "report.html", width=360) as page:
+        assert page.locator(".answer svg").count() == 1 and overflow(page) == 0
+        rows = page.locator("main table").first.locator("tbody tr")
+        assert rows.count() == 3
+        links = page.locator("a[href$='resnet18/report.html']")
+        assert links.count() > 0
+    with opened(browser, logs / "resnet18" / "report.html", width=360) as page:
+        assert page.get_attribute(".above a", "href") == "../report.html" and overflow(page) == 0
+        heading = page.locator("h2", has_text="Does it depend on the recipe?")
+        part = page.locator("main > section", has=heading)
+        assert "by the other; " in part.inner_text() and part.locator("tbody tr").count() == 3
 
 
 def test_a_photograph_is_small_whatever_it_shows(tmp_path):
