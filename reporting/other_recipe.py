@@ -14,13 +14,14 @@ from experiment import BASELINE, BOTH, COMPARISONS, FULL, RECIPE_FLAGS
 from reporting.formats import at_most, bounds, decimal, digits_of, listed, p_value, percent
 from reporting.parts import RECIPE, Section
 from reporting.runs import FinishedRun, check_comparable, differences, test_rows
-from reporting.scores import Scores, Truth, difference, relative
+from reporting.scores import Combine, Scores, Truth, difference, relative
 from reporting.statistics import Statistics, leading_selection
 from resampling import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Rows = dict[tuple[str, int], "pd.DataFrame"]  # test images by configuration and seed
 HERE, THERE = "this recipe", "the other"
 
 
@@ -40,15 +41,11 @@ class OtherRecipe:
             for flag in differences(s.runs[0].config, runs[0].config, set())
             if not flag.startswith("--preset ")
         ]
-        scores = {
-            ((recipe, model), seed): part["score"].to_numpy()
-            for recipe, rows in ((HERE, s.rows), (THERE, others))
-            for (model, seed), part in rows.items()
-        }
-        truth = Truth(next(iter(s.rows.values()))["mos"].to_numpy())
-        self.scores = Scores(
-            scores, dict.fromkeys({seed for _, seed in scores}, truth), **s.options
-        )
+        self.truth = Truth(next(iter(s.rows.values()))["mos"].to_numpy())
+        self.options = s.options
+        of_recipe = {HERE: s.rows, THERE: others}
+        self.alone = {recipe: self.sample({recipe: rows}) for recipe, rows in of_recipe.items()}
+        self.together = self.sample(of_recipe)
         self.seeds = self.common(FULL, BASELINE)
         self.gains = {
             recipe: self.interval(recipe, (FULL, BASELINE), relative) for recipe in (HERE, THERE)
@@ -59,7 +56,7 @@ class OtherRecipe:
                 continue
             found = {recipe: self.interval(recipe, pair, difference) for recipe in (HERE, THERE)}
             models = [(recipe, model) for recipe in (THERE, HERE) for model in pair]
-            found["change"] = self.scores.interval(
+            found["change"] = self.together.interval(
                 tuple(models), lambda v: v @ np.array([1, -1, -1, 1])
             )
             self.comparisons.append({"label": label, **found})
@@ -67,16 +64,29 @@ class OtherRecipe:
         for comparison, p in zip(self.comparisons, ps):
             comparison["p_holm"] = p
 
+    def sample(self, of_recipe: dict[str, Rows]) -> Scores:
+        """The scores of the runs of recipes: their models are (recipe, configuration)."""
+        scores = {
+            ((recipe, model), seed): part["score"].to_numpy()
+            for recipe, rows in of_recipe.items()
+            for (model, seed), part in rows.items()
+        }
+        return Scores(
+            scores, dict.fromkeys({seed for _, seed in scores}, self.truth), **self.options
+        )
+
     def common(self, *pair: str) -> list[int]:
         """The seeds that two models have in both recipes."""
         models = [(recipe, model) for recipe in (HERE, THERE) for model in pair]
-        return self.scores.seeds_of(*models) if {*models} <= {*self.scores.models} else []
+        known = {*models} <= {*self.together.models}
+        return self.together.seeds_of(*models) if known else []
 
-    def interval(self, recipe: str, pair: tuple[str, str], combine) -> Interval:
-        models = tuple((recipe, model) for model in pair)
-        if not {*models} <= {*self.scores.models} or not self.scores.seeds_of(*models):
+    def interval(self, recipe: str, pair: tuple[str, str], combine: Combine) -> Interval:
+        """As in the report of that recipe alone."""
+        scores, models = self.alone[recipe], tuple((recipe, model) for model in pair)
+        if not {*models} <= {*scores.models} or not scores.seeds_of(*models):
             return Interval(*[math.nan] * 4, "runs are missing")
-        return self.scores.interval(models, combine)
+        return scores.interval(models, combine)
 
     def figures(self) -> dict:
         """All of it, for results.json."""
@@ -87,7 +97,7 @@ class OtherRecipe:
         }
 
 
-def rows_of(s: Statistics, runs: list[FinishedRun]) -> dict[tuple[str, int], "pd.DataFrame"]:
+def rows_of(s: Statistics, runs: list[FinishedRun]) -> Rows:
     """The test images of each run of the other recipe, by configuration and seed.
 
     Raises ReportError if the runs can't be compared among themselves, or differ from those of the
@@ -151,7 +161,7 @@ def section(o: OtherRecipe) -> Section:
             ),
             p_value(c["change"].p),
             p_value(c["p_holm"]),
-            at_most(c["change"].within, digits),
+            at_most(c["change"].within, digits) if c["p_holm"] >= 0.05 else "-",
         ]
         for c in o.comparisons
     ]
@@ -159,7 +169,7 @@ def section(o: OtherRecipe) -> Section:
         "Differences in SRCC with 95% intervals, on the same test images, each with the epoch that "
         "its own validation images choose. Change: the difference by the other recipe minus that "
         f"by this one, paired by images and seeds. Holm: corrected for the {len(rows)} rows. "
-        "Smaller than: with 95% confidence (two one-sided tests).",
+        "Smaller than: where no change is found, with 95% confidence (two one-sided tests).",
         f"The recipes differ in (this and the other): {listed(o.differing)}.",
     ]
     header = ["", HERE, THERE, "change", "p", "p (Holm)", "smaller than"]
