@@ -35,7 +35,7 @@ from reporting.formats import (
 from reporting.parts import WHICH_DIFFERENCE, Report, Section, Verdict
 from reporting.runs import Runs, continued
 from reporting.statistics import Combine, Statistics, difference, relative
-from reporting.tables import ResultTable, Row, table_head, weights_of
+from reporting.tables import ResultTable, Row, table_head, weights_of, wrapped
 from resampling import Interval
 
 UNASSESSED = "generality is not assessed"
@@ -272,7 +272,15 @@ def grouped(tables: dict[str, ResultTable], each: dict[str, Statistics]) -> Resu
     for name, table in tables.items():
         rows.append(Row(f"{name}, weights {weights_of(each[name])}" if name in each else name, []))
         rows += [Row(f"  {row.title}", row.cells, row.failed) for row in table.rows]
-    notes = dict.fromkeys(note for table in tables.values() for note in table.notes)
+    own = {
+        name: {wrapped(text): f"{name}: {text}" for text in collapses(s)}
+        for name, s in each.items()
+    }
+    notes = dict.fromkeys(
+        wrapped(own[name][note]) if note in own.get(name, ()) else note
+        for name, table in tables.items()
+        for note in table.notes
+    )
     s = next(iter(each.values()))
     head = [f"{len(tables)} backbones: {listed([*tables])}"]
     head += table_head(s, s.models, ("backbone", "backbone_weights"))[1:]

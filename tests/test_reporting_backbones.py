@@ -45,6 +45,16 @@ def test_each_backbone_has_its_report_and_all_have_a_summary(tmp_path, capsys):
     assert all(c["p_holm"] >= c["over"]["mean"]["p"] for c in results["comparisons"])
 
 
+def test_a_collapse_is_said_of_the_backbone_that_has_it(tmp_path, capsys):
+    for index, backbone in enumerate(("resnet18", "resnet34", "convnext_tiny")):
+        stages = (1000, 1, 1, 1) if backbone == "resnet34" else (4, 3, 2, 1)
+        write_backbones(tmp_path, {backbone: 9 + index}, seeds=(1, 2), stages=stages)
+    reported(tmp_path, capsys)
+    text = " ".join((tmp_path / "table.txt").read_text().split())
+    assert text.count("the attention has collapsed") == 1
+    assert "resnet34: '+ attention': the attention has collapsed" in text
+
+
 def test_backbones_of_which_one_differs_decide_nothing(tmp_path, capsys):
     gains = LARGE | {"resnet34": -15}
     results, out, _ = reported(write_backbones(tmp_path, gains), capsys)
