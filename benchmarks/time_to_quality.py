@@ -9,7 +9,7 @@ and evaluation up to then, with the median over the seeds:
 
 - small: the experiment's recipe, as docs/results.md uses it on BIQ2021 (crops of 160, 3 epochs);
 - strong: --preset strong;
-- hyperiqa: HyperIQA's published recipe, run the predecessors' way: each crop decoded, resized and
+- published: HyperIQA's published recipe, run the predecessors' way: each crop decoded, resized and
   cut anew, float32, one crop at a time in evaluation. That takes hours, so its minutes are an
   estimate: the crops that it needs in this software, at the rate that is measured here for that
   way, plus an evaluation of 25 crops an image after each of its epochs of 25 crops. HyperIQA's
@@ -41,7 +41,7 @@ CROPS = 25  # of HyperIQA, of each image: in an epoch, and in an evaluation
 RECIPES = {
     "small": "--resize 256 256 --patch_size 160 --train_patch_num 1 --test_patch_num 2 --epochs 3",
     "strong": "--preset strong",
-    "hyperiqa": "--preset hyperiqa_paper --split auto --split_seed 0 --schedule constant "
+    "published": "--preset hyperiqa_paper --split auto --split_seed 0 --schedule constant "
     f"--train_patch_num 1 --test_patch_num 5 --epochs {6 * CROPS}",
 }
 
@@ -135,7 +135,7 @@ def main() -> None:
             run(own.out, f"{name}_seed{seed}", [*flags[name], "--seed", seed], own.target)
             for seed in seeds
         ]
-        if name == "hyperiqa":
+        if name == "published":
             rates = predecessors_rates(flags[name])
             print(f"the predecessors' way, crops/s: {rates}")
             found[name] = [predecessors_minutes(r, own.target, rates) for r in records]

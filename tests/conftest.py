@@ -16,8 +16,10 @@ from PIL import Image
 
 from ablations import STAND_IN
 
-# A job in the background is born deaf to Ctrl-C, and so are its children: hear it again.
+# A job in the background is born deaf to Ctrl-C, one of nohup to SIGHUP, and so are its children:
+# hear them again.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent

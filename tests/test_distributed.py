@@ -98,7 +98,7 @@ def trained(folder, out: Path, *flags, ranks=1, restarts=0, dies_at=0, stops_at=
     )
 
 
-@pytest.mark.parametrize("loss", ["l1", "mse+nin"])
+@pytest.mark.parametrize("loss", [pytest.param("l1", marks=pytest.mark.slow), "mse+nin"])
 def test_two_processes_do_the_work_of_one(folder, tmp_path, loss):
     flags = ["--epochs", 1, "--dropout_rate", 0, "--train_patch_num", 5, "--batch_size", 10]
     flags += ["--color_jitter", "--patch_size", 40, "--loss", loss]  # stage 4 is 2 x 2

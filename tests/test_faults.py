@@ -144,7 +144,9 @@ def built(koniq10k, tmp_path):
     return koniq10k, path
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_flipped_bytes_are_never_trained_on(built, tmp_path, seed):
     folder, path = built
     pixels = bytearray(path.read_bytes())

@@ -208,6 +208,7 @@ def test_other_reports_load_as_well(browser, tmp_path):  # noqa: F811
         assert "1 problem" in page.inner_text(".problems") and overflow(page) == 0
 
 
+@pytest.mark.slow
 def test_several_backbones_and_another_recipe(browser, tmp_path):  # noqa: F811
     """A page over all, one for each, with links both ways; the section on the other recipe."""
     logs, other = tmp_path / "logs", tmp_path / "other"
