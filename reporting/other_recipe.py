@@ -6,15 +6,13 @@ python3 report_resnet_ablation.py LOG_DIR --other_recipe OTHER_LOG_DIR
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 import resampling
 from errors import ReportError
 from experiment import BASELINE, BOTH, COMPARISONS, FULL, RECIPE_FLAGS
 from reporting.formats import at_most, bounds, decimal, digits_of, listed, p_value, percent
 from reporting.parts import RECIPE, Section
 from reporting.runs import FinishedRun, check_comparable, differences, test_rows
-from reporting.scores import Combine, Scores, Truth, difference, relative
+from reporting.scores import Combine, Scores, Truth, difference, difference_of_differences, relative
 from reporting.statistics import Statistics, leading_selection
 from resampling import Interval
 
@@ -56,9 +54,7 @@ class OtherRecipe:
                 continue
             found = {recipe: self.interval(recipe, pair, difference) for recipe in (HERE, THERE)}
             models = [(recipe, model) for recipe in (THERE, HERE) for model in pair]
-            found["change"] = self.together.interval(
-                tuple(models), lambda v: v @ np.array([1, -1, -1, 1])
-            )
+            found["change"] = self.together.interval(tuple(models), difference_of_differences)
             self.comparisons.append({"label": label, **found})
         ps = resampling.holm([c["change"].p for c in self.comparisons])
         for comparison, p in zip(self.comparisons, ps):

@@ -29,6 +29,11 @@ def difference(values: np.ndarray) -> np.ndarray:
     return values[..., 0] - values[..., 1]
 
 
+def difference_of_differences(values: np.ndarray) -> np.ndarray:
+    """Of the measures (..., 4) of four models: by how much the first pair differs more."""
+    return values @ np.array([1, -1, -1, 1])
+
+
 def relative(values: np.ndarray) -> np.ndarray:
     """The gain of the first of two models relative to the second."""
     return values[..., 0] / values[..., 1] - 1

@@ -33,7 +33,7 @@ from reporting.runs import (
     test_rows,
     usable,
 )
-from reporting.scores import Combine, Scores, Truth, difference, relative
+from reporting.scores import Combine, Scores, Truth, difference, difference_of_differences, relative
 from reporting.votes import votes_of
 from resampling import Interval
 
@@ -189,7 +189,7 @@ class Statistics:
         for swin in NEIGHBOURS:
             models = (f"{swin}_ms_att", f"{swin}_ss_noatt", FULL, BASELINE)
             if self.common_seeds(*models):
-                found = self.interval(models, lambda v: v @ np.array([1, -1, -1, 1]))
+                found = self.interval(models, difference_of_differences)
                 return {"size": swin.removeprefix("smart_iqa_"), "difference": found}
         return None
 
