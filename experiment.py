@@ -145,8 +145,9 @@ FREE_FLAGS = {
 
 # Flags that make a recipe: how the same configurations are trained and evaluated.
 RECIPE_FLAGS = {
-    *("preset", "loss", "freeze_bn", "ema", "dropout_rate", "epochs", "batch_size", "optimizer"),
-    *("lr", "lr_ratio", "weight_decay", "gradient_clip", "schedule", "warmup_epochs"),
+    *("preset", "loss", "freeze_bn", "freeze_stages", "ema", "dropout_rate", "epochs"),
+    *("batch_size", "optimizer", "lr", "lr_ratio", "weight_decay", "gradient_clip", "schedule"),
+    "warmup_epochs",
     *("resize", "patch_size", "train_patch_num", "color_jitter"),
     *("test_patch_num", "test_crop", "test_flip"),
 }
@@ -155,6 +156,7 @@ RECIPE_FLAGS = {
 LATER_RECIPE = {
     "loss": "l1",
     "freeze_bn": False,
+    "freeze_stages": 0,
     "ema": 0.0,
     "warmup_epochs": 0.0,
     "test_flip": False,

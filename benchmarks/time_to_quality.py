@@ -15,7 +15,8 @@ and evaluation up to then, with the median over the seeds:
   rates do not change within its first six epochs, so it is evaluated here after each crop an image.
 
 Further flags are those of train_resnet_improved.py, for all recipes. Runs that DIR has already are
-not trained again, whatever their flags were: take another DIR for other flags.
+not trained again; if their flags were others, that is an error. An interrupted run starts anew, as
+its time is unknown; its record is kept as NAME.jsonl.interrupted.
 """
 
 import argparse
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from console import command
 from errors import RunError
+from experiment import FREE_FLAGS
 from loop import Predecessors
 from rounds import InItsOwnProcess, alternating_rates, output_file, write_json
 from training.flags import parse_args
@@ -58,13 +60,15 @@ def read(path: Path) -> list[dict]:
 def run(out: Path, name: str, flags: list[str], target: float) -> list[dict]:
     """The record of a run that ended, or that has reached the target and was stopped.
 
-    Raises RunError if it failed.
+    Raises RunError if it failed, or if there is a record of other flags.
     """
     path = out / f"{name}.jsonl"
     record = read(path)
-    if reached(record, target) or (record and len(record) > record[0]["flags"]["epochs"]):
-        return record
-    path.unlink(missing_ok=True)  # of a run that was interrupted, whose time is unknown
+    if record:
+        check_same(record[0]["flags"], flags, path)
+        if reached(record, target) or len(record) > record[0]["flags"]["epochs"]:
+            return record
+        path.replace(path.with_name(f"{path.name}.interrupted"))
     names = ["--log_dir", str(out), "--run_name", name]
     with (out / f"{name}.log").open("w") as log:
         process = subprocess.Popen([sys.executable, SCRIPT, *flags, *names], stdout=log, stderr=log)
@@ -78,6 +82,16 @@ def run(out: Path, name: str, flags: list[str], target: float) -> list[dict]:
     if not reached(record, target) and process.returncode:
         raise RunError(f"{name} failed; the end of {log.name} says why")
     return record
+
+
+def check_same(recorded: dict, flags: list[str], path: Path) -> None:
+    """Raise RunError if a recorded run had other flags, such that its results may differ."""
+    asked = json.loads(json.dumps(vars(parse_args(flags))))  # with lists, as a record has them
+    for name in recorded.keys() - FREE_FLAGS:
+        if recorded[name] != asked.get(name):
+            raise RunError(
+                f"{path} has --{name} {recorded[name]}, not {asked.get(name)}; give another --out"
+            )
 
 
 def minutes(record: list[dict], target: float) -> float:

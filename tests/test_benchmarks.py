@@ -25,7 +25,8 @@ for script in scripts:
 """
 
 
-def run(tmp_path, script, *arguments):
+def run(tmp_path, script, *arguments, fails=False):
+    """What it prints; with fails, its one sentence on stderr."""
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / script, *map(str, arguments)],
         cwd=tmp_path,
@@ -33,8 +34,8 @@ def run(tmp_path, script, *arguments):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stderr if fails else done.stdout
 
 
 def test_each_explains_itself(tmp_path):
@@ -108,6 +109,9 @@ def test_a_run_is_stopped_at_the_quality_and_kept(biq2021, tmp_path):
     assert record.count("\n") < 500
     assert run(tmp_path, "time_to_quality.py", *command, *data) == first
     assert (tmp_path / "out" / "small_seed42.jsonl").read_text() == record
+
+    others = [*command, *data, "--lr", 0.1]
+    assert "has --lr 0.0001, not 0.1" in run(tmp_path, "time_to_quality.py", *others, fails=True)
 
 
 @pytest.mark.slow

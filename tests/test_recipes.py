@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from models_resnet_improved import ResNetImproved
 from test_train_resnet_improved import records, start
 from train_resnet_improved import straight_line
 from training.flags import parse_args
-from training.frozen_norms import FrozenNorms
+from training.frozen import FrozenNorms, first_stages, freeze
 from training.learner import Average, build_optimizer
 from training.losses import LOSSES, loss_function, needs_scale
 from training.processes import check_batches
@@ -144,7 +145,7 @@ def with_used_norms(backbone: str) -> ResNetImproved:
 def test_frozen_norms_give_scores_and_gradients_of_eval_mode(backbone):
     model = with_used_norms(backbone)
     other, names = copy.deepcopy(model), list(model.state_dict())
-    network = FrozenNorms(model).train()
+    network = FrozenNorms(model, freeze(model, norms=True, stages=0)).train()
     other.train().backbone.eval()
     images = torch.randn(4, 3, 96, 96)
     scores, wanted = network(images)[0], other(images)[0]
@@ -185,7 +186,67 @@ def test_frozen_norms_stay_as_they_came(tmp_path, biq2021):
 def test_a_backbone_without_batch_norm_has_nothing_to_freeze():
     model = ResNetImproved(**PLAIN, backbone="test_convnext")
     with pytest.raises(RunError, match="--freeze_bn: this backbone has no BatchNorm"):
-        FrozenNorms(model)
+        freeze(model, norms=True, stages=0)
+    assert freeze(model, norms=False, stages=1) == []
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "test_efficientnet"])
+def test_the_first_stages_are_what_the_first_maps_depend_on(backbone):
+    model = ResNetImproved(**PLAIN, backbone=backbone).backbone
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = {p: name for name, p in model.named_parameters()}
+    frozen = [{names[p] for p in first_stages(model, count)} for count in range(5)]
+    assert frozen[0] == set() and frozen[4] == set(names.values())
+    assert all(fewer < more for fewer, more in pairwise(frozen))
+    if backbone == "resnet50":
+        assert {name.split(".")[0] for name in frozen[2]} == {"stem", "stage1", "stage2"}
+        assert {name.split(".")[0] for name in frozen[3] - frozen[2]} == {"stage3"}
+    assert model.training
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "test_efficientnet"])
+def test_frozen_stages_give_the_gradients_of_the_others_in_training(backbone):
+    model = with_used_norms(backbone)
+    other = copy.deepcopy(model)
+    norms = freeze(model, norms=False, stages=2)
+    assert 0 < len(norms) < sum(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    network = FrozenNorms(model, norms).train()
+    names = {module: name for name, module in model.named_modules()}
+    other.train()
+    for norm in norms:
+        other.get_submodule(names[norm]).eval()
+    images = torch.randn(4, 3, 96, 96)
+    torch.manual_seed(0)
+    scores = network(images)[0]
+    torch.manual_seed(0)
+    wanted = other(images)[0]
+    torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-3)
+    scores.sum().backward(), wanted.sum().backward()
+    compared = 0
+    for (name, ours), theirs in zip(model.named_parameters(), other.parameters()):
+        if ours.requires_grad and theirs.grad.norm() > 1e-3:
+            off = (ours.grad - theirs.grad).norm() / theirs.grad.norm()
+            assert off < 0.03, name  # BatchNorm of a small batch magnifies rounding
+            compared += 1
+    assert compared > 30
+    for (name, buffer), theirs in zip(model.named_buffers(), other.buffers()):
+        torch.testing.assert_close(buffer, theirs, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_first_stages_stay_as_they_came(tmp_path, biq2021, capfd):
+    flags = [*SMALL, "--save_model", "--lr", 1e-3, "--train_patch_num", 4, "--ema", 0.5]
+    out = start(biq2021, tmp_path / "frozen", *flags, "--freeze_stages", 2)
+    trained = load_model(out / "test_efficientnet_ss_noatt_last.pth", "cpu").backbone
+    torch.manual_seed(42)
+    fresh = ResNetImproved(**PLAIN, backbone="test_efficientnet").backbone
+    frozen = first_stages(fresh, 2)
+    modules = {n.rpartition(".")[0] for n, p in fresh.named_parameters() if p in frozen}
+    for name, tensor in fresh.state_dict().items():
+        same = torch.equal(tensor, trained.state_dict()[name])
+        counter = name.endswith("num_batches_tracked")
+        assert same == (name.rpartition(".")[0] in modules) or counter, name
+    assert "frozen first stages: 2" in capfd.readouterr().out
 
 
 # Averages and rates -----------------------------------------------------------------------------

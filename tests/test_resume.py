@@ -72,6 +72,7 @@ def driver():
 MODEL = "test_efficientnet_ms_att"  # a small network of timm's; killed ResNets: slow tests
 FLAGS = [*TINY, "--epochs", "3", "--use_multiscale", "--use_attention", "--color_jitter"]
 FLAGS += ["--backbone", "test_efficientnet", "--loss", "nin", "--ema", "0.9", "--freeze_bn"]
+FLAGS += ["--freeze_stages", "1"]
 FLAGS += ["--warmup_epochs", "0.5", "--test_crop", "full", "--test_flip"]
 
 

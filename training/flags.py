@@ -125,6 +125,14 @@ def build_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser
         help="the BatchNorms of the backbone keep the statistics, weights and biases that they "
         "came with, which makes training faster",
     )
+    flag(
+        "--freeze_stages",
+        type=number(int, 0, 4),
+        default=LATER_RECIPE["freeze_stages"],
+        metavar="N",
+        help="the stem and the first N of the backbone's four stages stay as they came, for few "
+        "images",
+    )
 
     group = parser.add_argument_group("data")
     flag = group.add_argument
@@ -405,6 +413,8 @@ def resolve_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         args.dropout_rate = (
             SMART_DROPOUT if is_smart else HYPERIQA_DROPOUT if is_hyperiqa else DROPOUT
         )
+    if args.freeze_stages and args.model != MODELS[0]:
+        parser.error(f"--freeze_stages: --model {args.model} trains all of its stages")
     if args.model != "resnet_improved" and args.patch_size != 224:
         parser.error(f"--patch_size {args.patch_size}: --model {args.model} needs --patch_size 224")
 

@@ -28,7 +28,7 @@ class Learner:
     """A network in training.
 
     model: the network. parameters: its own, listed once. network: what a step calls: the model
-    itself, or with --freeze_bn FrozenNorms around it, and with several processes
+    itself, or FrozenNorms around it if it has some, and with several processes
     DistributedDataParallel around that. average: of its weights over the steps (--ema). loss: of
     scores (B,) and labels (B,). complete: gathers a batch that several processes share, if the loss
     compares its images. score_map: slope and offset from the network's scores to MOS. costs: its
@@ -124,10 +124,11 @@ def build_learner(
     use_batch_norm(model)
     model.to(device, memory_format=memory_format(device))
     network, average = model, Average(model, args.ema) if args.ema else None
-    if args.freeze_bn:
-        from training.frozen_norms import FrozenNorms  # which imports torch
+    if args.freeze_bn or args.freeze_stages:
+        from training.frozen import FrozenNorms, freeze  # which import torch
 
-        network = FrozenNorms(model)
+        norms = freeze(model, norms=args.freeze_bn, stages=args.freeze_stages)
+        network = FrozenNorms(model, norms) if norms else model
     if args.compile:
         compile_in_place(network, device)
     optimizer, scheduler = build_optimizer(args, model, steps)

@@ -1,4 +1,4 @@
-"""How a network trains whose backbone keeps the BatchNorms that it came with (--freeze_bn)."""
+"""What of a backbone stays as it came: its BatchNorms (--freeze_bn), its first stages."""
 
 import copy
 
@@ -6,12 +6,42 @@ import torch
 from torch import Tensor, nn
 
 from errors import RunError
-from folding import foldable, without_norm
+from folding import SMALLEST, foldable, without_norm
 from training.batch_norm import is_batch_norm
 
 
+def freeze(model: nn.Module, *, norms: bool, stages: int) -> list[nn.Module]:
+    """Parameters that stay as they came need no gradient from now on; the BatchNorms among them.
+
+    norms: all BatchNorms of the backbone. stages: all that the backbone's first maps, as many as
+    this, are computed with: its stem and so many stages. Raises RunError if there is no BatchNorm
+    to freeze.
+    """
+    all_norms = [m for m in model.backbone.modules() if is_batch_norm(m)]
+    if norms and not all_norms:
+        raise RunError("--freeze_bn: this backbone has no BatchNorm; train without the flag")
+    frozen = {p for norm in all_norms for p in norm.parameters() if norms}
+    frozen |= first_stages(model.backbone, stages)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return [norm for norm in all_norms if frozen.intersection(norm.parameters())]
+
+
+def first_stages(backbone: nn.Module, count: int) -> set[nn.Parameter]:
+    """The parameters that the first maps depend on, found by the gradients of their sums."""
+    if count == 0:
+        return set()
+    training, side = backbone.training, backbone.input_size or SMALLEST
+    parameters = list(backbone.parameters())
+    image = torch.zeros(1, 3, side, side, device=parameters[0].device)
+    maps = backbone.eval()(image)[:count]
+    gradients = torch.autograd.grad(sum(m.sum() for m in maps), parameters, allow_unused=True)
+    backbone.train(training)
+    return {p for p, gradient in zip(parameters, gradients) if gradient is not None}
+
+
 class FrozenNorms(nn.Module):
-    """A network as a step calls it: the BatchNorms of its backbone don't change, and cost nothing.
+    """A network as a step calls it: some BatchNorms of its backbone don't change, and cost nothing.
 
     Their running statistics, weights and biases stay as they came (as in TOPIQ's and QCN's
     recipes). The convolution before each of them does its work: in every forward pass its weights
@@ -19,17 +49,14 @@ class FrozenNorms(nn.Module):
     and gradients are those of BatchNorm in eval mode, up to rounding.
 
     model: the network itself, with the names and numbers that it always has. It must be on its
-    device, with its final weights of BatchNorm, before the first forward pass. Raises RunError if
-    the backbone has no BatchNorm.
+    device, with its final weights of BatchNorm, before the first forward pass. norms: those of its
+    modules that `freeze` returned.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, norms: list[nn.Module]):
         super().__init__()
-        norms = [m for m in model.backbone.modules() if is_batch_norm(m)]
-        if not norms:
-            raise RunError("--freeze_bn: this backbone has no BatchNorm; train without the flag")
-        for norm in norms:
-            norm.requires_grad_(False)
+        names = {module: name for name, module in model.named_modules()}
+        self.names = [names[norm] for norm in norms]
         self.model = model
         self.skeleton: list[nn.Module] = []  # in a list, as its tensors are not this network's
         self.taken_in: dict[str, tuple[Tensor, Tensor]] = {}
@@ -48,19 +75,19 @@ class FrozenNorms(nn.Module):
         super().train(mode)
         for network in (self.model, *self.skeleton):
             network.train(mode)
-            for module in network.backbone.modules():
-                if is_batch_norm(module):
-                    module.eval()  # those that no convolution takes in as well
+            for name in self.names:
+                if is_batch_norm(norm := network.get_submodule(name)):
+                    norm.eval()  # one that no convolution takes in; or of the network itself
         return self
 
     @torch.no_grad()
     def build(self) -> None:
         """The skeleton: the network without these BatchNorms, whose tensors come with each call."""
         skeleton = copy.deepcopy(self.model).eval()
-        inside = {*skeleton.backbone.modules()}
+        frozen = {skeleton.get_submodule(name) for name in self.names}
         names = {module: name for name, module in skeleton.named_modules()}
         for conv, norm in foldable(skeleton):
-            if norm not in inside:
+            if norm not in frozen:
                 continue
             factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
             self.taken_in[names[conv]] = factor, norm.bias - norm.running_mean * factor
