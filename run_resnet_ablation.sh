@@ -55,7 +55,7 @@ Trains the three configurations one at a time, prints their figures and makes th
                   HyperIQA and a SMART-IQA as well (the smallest, or NAME), trained alike: six runs,
                   and in the report the effects of the backbone and of the improvements
   --model MODEL, --preset PRESET
-                  another model alone, or a published recipe with its model: the runs that
+                  another model alone, or a recipe (docs/recipes.md) and its model: the runs that
                   'python3 experiment.py --model MODEL --preset PRESET' lists
   --gpus N,N,...  several runs at once, one on each of these GPUs
   --parallel N    N runs at once, which share this machine's cores

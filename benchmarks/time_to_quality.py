@@ -8,6 +8,7 @@ free of other work. A run is stopped when it has reached the target. Prints the 
 and evaluation up to then, with the median over the seeds:
 
 - small: the experiment's recipe, as docs/results.md uses it on BIQ2021 (crops of 160, 3 epochs);
+- strong: --preset strong;
 - published: HyperIQA's published recipe, run the predecessors' way: each crop decoded, resized and
   cut anew, float32, one crop at a time in evaluation. That takes hours, so its minutes are an
   estimate: the crops that it needs in this software, at the rate that is measured here for that
@@ -41,6 +42,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "train_resnet_improved.py"
 CROPS = 25  # of HyperIQA, of each image: in an epoch, and in an evaluation
 RECIPES = {
     "small": "--resize 256 256 --patch_size 160 --train_patch_num 1 --test_patch_num 2 --epochs 3",
+    "strong": "--preset strong",
     "published": "--preset hyperiqa_paper --split auto --split_seed 0 --schedule constant "
     f"--train_patch_num 1 --test_patch_num 5 --epochs {6 * CROPS}",
 }

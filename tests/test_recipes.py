@@ -345,8 +345,9 @@ def test_a_network_of_one_size_takes_no_whole_images(tmp_path, biq2021, capsys):
         start(biq2021, tmp_path / "out", *swin)
 
 
-def test_a_preset_is_a_set_of_defaults():
-    args = parse_args(["--preset", "topiq", "--epochs", "3"])
-    wanted = PRESETS["topiq"] | {"epochs": 3}
+@pytest.mark.parametrize("preset", ["topiq", "strong"])
+def test_a_preset_is_a_set_of_defaults(preset):
+    args = parse_args(["--preset", preset, "--epochs", "3"])
+    wanted = PRESETS[preset] | {"epochs": 3}
     assert {name: getattr(args, name) for name in wanted} == wanted and args.test_patch_num == 1
-    assert not parse_args(["--preset", "topiq", "--no-freeze_bn"]).freeze_bn
+    assert not parse_args(["--preset", preset, "--no-freeze_bn"]).freeze_bn
