@@ -165,7 +165,7 @@ LATER_RECIPE = {
 # Recipes as defaults of flags. The published ones: HyperIQA's (its paper, sec. 4.2;
 # docs/neighbours.md says what differs from its code), SMART-IQA's, and TOPIQ's (Chen et al., IEEE
 # TIP 33, 2024) on the experiment's model. strong: chosen on validation images of BIQ2021's subset;
-# docs/recipes.md has all that was tried.
+# docs/recipes.md has what was tried.
 PRESETS = {
     "hyperiqa_paper": {
         "model": "hyperiqa",

@@ -61,9 +61,16 @@ def convolutions_with_norm(model: "nn.Module") -> list[tuple["nn.Module", "nn.Mo
             hooks.append(module.register_forward_hook(note))
     if not hooks:
         return []
-    side = model.backbone.input_size or SMALLEST
     with torch.inference_mode():
-        model(torch.zeros(1, 3, side, side, device=next(model.parameters()).device))
+        model(small_image(model.backbone))
     for hook in hooks:
         hook.remove()
     return found
+
+
+def small_image(backbone: "nn.Module") -> "Tensor":
+    """A black image (1, 3, H, W) that the backbone takes, on its device."""
+    import torch
+
+    side = backbone.input_size or SMALLEST
+    return torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device)

@@ -89,10 +89,10 @@ def run(out: Path, name: str, flags: list[str], target: float) -> list[dict]:
 def check_same(recorded: dict, flags: list[str], path: Path) -> None:
     """Raise RunError if a recorded run had other flags, such that its results may differ."""
     asked = json.loads(json.dumps(vars(parse_args(flags))))  # with lists, as a record has them
-    for name in recorded.keys() - FREE_FLAGS:
-        if recorded[name] != asked.get(name):
+    for name, value in recorded.items():
+        if name not in FREE_FLAGS and value != asked.get(name):
             raise RunError(
-                f"{path} has --{name} {recorded[name]}, not {asked.get(name)}; give another --out"
+                f"{path} has --{name} {value}, not {asked.get(name)}; give another --out"
             )
 
 

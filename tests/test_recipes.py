@@ -190,6 +190,14 @@ def test_a_backbone_without_batch_norm_has_nothing_to_freeze():
     assert freeze(model, norms=False, stages=1) == []
 
 
+def test_a_batch_norm_without_weights_is_frozen_as_well():
+    model = ResNetImproved(**PLAIN, backbone="test_efficientnet")
+    name, norm = next((n, m) for n, m in model.backbone.named_modules() if "bn1" in n)
+    bare = torch.nn.BatchNorm2d(norm.num_features, affine=False)
+    model.backbone.set_submodule(name, bare)
+    assert bare in freeze(model, norms=True, stages=0)
+
+
 @pytest.mark.parametrize("backbone", ["resnet50", "test_efficientnet"])
 def test_the_first_stages_are_what_the_first_maps_depend_on(backbone):
     model = ResNetImproved(**PLAIN, backbone=backbone).backbone

@@ -130,8 +130,8 @@ def build_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser
         type=number(int, 0, 4),
         default=LATER_RECIPE["freeze_stages"],
         metavar="N",
-        help="the stem and the first N of the backbone's four stages stay as they came, for few "
-        "images",
+        help="do not train the stem and the first N of the backbone's four stages: steps are "
+        "faster",
     )
 
     group = parser.add_argument_group("data")

@@ -6,35 +6,32 @@ import torch
 from torch import Tensor, nn
 
 from errors import RunError
-from folding import SMALLEST, foldable, without_norm
+from folding import foldable, small_image, without_norm
 from training.batch_norm import is_batch_norm
 
 
 def freeze(model: nn.Module, *, norms: bool, stages: int) -> list[nn.Module]:
-    """Parameters that stay as they came need no gradient from now on; the BatchNorms among them.
+    """Switch off the gradients of what is frozen; return the BatchNorms that are part of it.
 
-    norms: all BatchNorms of the backbone. stages: all that the backbone's first maps, as many as
-    this, are computed with: its stem and so many stages. Raises RunError if there is no BatchNorm
-    to freeze.
+    norms: freeze all BatchNorms of the backbone. stages: freeze the stem and this many stages.
+    Raises RunError if `norms` is given and the backbone has no BatchNorm.
     """
     all_norms = [m for m in model.backbone.modules() if is_batch_norm(m)]
     if norms and not all_norms:
         raise RunError("--freeze_bn: this backbone has no BatchNorm; train without the flag")
-    frozen = {p for norm in all_norms for p in norm.parameters() if norms}
-    frozen |= first_stages(model.backbone, stages)
-    for parameter in frozen:
+    frozen = first_stages(model.backbone, stages)
+    frozen_norms = [m for m in all_norms if norms or frozen.intersection(m.parameters())]
+    for parameter in frozen.union(*(norm.parameters() for norm in frozen_norms)):
         parameter.requires_grad_(False)
-    return [norm for norm in all_norms if frozen.intersection(norm.parameters())]
+    return frozen_norms
 
 
 def first_stages(backbone: nn.Module, count: int) -> set[nn.Parameter]:
     """The parameters that the first maps depend on, found by the gradients of their sums."""
     if count == 0:
         return set()
-    training, side = backbone.training, backbone.input_size or SMALLEST
-    parameters = list(backbone.parameters())
-    image = torch.zeros(1, 3, side, side, device=parameters[0].device)
-    maps = backbone.eval()(image)[:count]
+    training, parameters = backbone.training, list(backbone.parameters())
+    maps = backbone.eval()(small_image(backbone))[:count]
     gradients = torch.autograd.grad(sum(m.sum() for m in maps), parameters, allow_unused=True)
     backbone.train(training)
     return {p for p, gradient in zip(parameters, gradients) if gradient is not None}
@@ -77,7 +74,7 @@ class FrozenNorms(nn.Module):
             network.train(mode)
             for name in self.names:
                 if is_batch_norm(norm := network.get_submodule(name)):
-                    norm.eval()  # one that no convolution takes in; or of the network itself
+                    norm.eval()  # of the model, or one that no convolution takes in
         return self
 
     @torch.no_grad()

@@ -81,6 +81,7 @@ def timestamp() -> str:
 def describe(config: dict) -> str:
     """The configuration block of the console."""
     flags, images = config["flags"], config["images"]
+    stages = flags["freeze_stages"]
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
     published = tuple(images.values()) in DATASETS[flags["dataset"]].published
     labels, _, split = config["label_source"].partition("; ")
@@ -100,7 +101,7 @@ def describe(config: dict) -> str:
         f"backbone {backbone_of(flags)}, weights {flags['backbone_weights']}, "
         f"dropout {flags['dropout_rate']:g}"
         f"{', BatchNorm of the backbone frozen' if flags['freeze_bn'] else ''}"
-        f"{', frozen first stages: ' + str(stages) if (stages := flags['freeze_stages']) else ''}"
+        f"{f', frozen first stages: {stages}' if stages else ''}"
         + "".join(f", {rate.replace('_', ' ')} {x:g}" for rate, x in config["rates"].items()),
         "data": f"{flags['dataset']} in {flags['data_path']}: {counts} images "
         f"({'the' if published else 'not the'} counts of a published split)",
