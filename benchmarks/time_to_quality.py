@@ -9,15 +9,16 @@ and evaluation up to then, with the median over the seeds:
 
 - small: the experiment's recipe, as docs/results.md uses it on BIQ2021 (crops of 160, 3 epochs);
 - strong: --preset strong;
-- published: HyperIQA's published recipe, run the predecessors' way: each crop decoded, resized and
-  cut anew, float32, one crop at a time in evaluation. That takes hours, so its minutes are an
-  estimate: the crops that it needs in this software, at the rate that is measured here for that
-  way, plus an evaluation of 25 crops an image after each of its epochs of 25 crops. HyperIQA's
-  rates do not change within its first six epochs, so it is evaluated here after each crop an image.
+- published: HyperIQA's published recipe on the same network, run the predecessors' way: each crop
+  decoded, resized and cut anew, float32, one crop at a time in evaluation. That takes hours, so its
+  minutes are an estimate: the crops that it needs in this software, at the rate that is measured
+  here for that way, plus an evaluation of 25 crops an image after each of its epochs of 25 crops.
+  HyperIQA's rates do not change within its first six epochs, so it is evaluated here after each
+  crop an image.
 
 Further flags are those of train_resnet_improved.py, for all recipes. Runs that DIR has already are
 not trained again; if their flags were others, that is an error. An interrupted run starts anew, as
-its time is unknown; its record is kept as NAME.jsonl.interrupted.
+its time is unknown; its record is kept as NAME_interrupted.jsonl.
 """
 
 import argparse
@@ -33,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from console import command
 from errors import RunError
-from experiment import FREE_FLAGS
+from experiment import FREE_FLAGS, MODELS
+from files import unused
 from loop import Predecessors
 from rounds import InItsOwnProcess, alternating_rates, output_file, write_json
 from training.flags import parse_args
@@ -43,8 +45,8 @@ CROPS = 25  # of HyperIQA, of each image: in an epoch, and in an evaluation
 RECIPES = {
     "small": "--resize 256 256 --patch_size 160 --train_patch_num 1 --test_patch_num 2 --epochs 3",
     "strong": "--preset strong",
-    "published": "--preset hyperiqa_paper --split auto --split_seed 0 --schedule constant "
-    f"--train_patch_num 1 --test_patch_num 5 --epochs {6 * CROPS}",
+    "published": f"--preset hyperiqa_paper --model {MODELS[0]} --split auto --split_seed 0 "
+    f"--schedule constant --train_patch_num 1 --test_patch_num 5 --epochs {6 * CROPS}",
 }
 
 
@@ -70,7 +72,7 @@ def run(out: Path, name: str, flags: list[str], target: float) -> list[dict]:
         check_same(record[0]["flags"], flags, path)
         if reached(record, target) or len(record) > record[0]["flags"]["epochs"]:
             return record
-        path.replace(path.with_name(f"{path.name}.interrupted"))
+        path.replace(unused(path.with_stem(f"{path.stem}_interrupted")))
     names = ["--log_dir", str(out), "--run_name", name]
     with (out / f"{name}.log").open("w") as log:
         process = subprocess.Popen([sys.executable, SCRIPT, *flags, *names], stdout=log, stderr=log)

@@ -10,6 +10,7 @@ import pytest
 
 from conftest import ROOT, TINY
 from experiment import CONFIGURATIONS
+from training.flags import parse_args
 
 # --help of all scripts in one process, as most import torch.
 HELP = """
@@ -96,6 +97,9 @@ def test_minutes_until_a_quality_by_hand(monkeypatch):
     by_hand = (27 * 100 / 10 + 2 * 50 * 25 / 50) / 60
     assert benchmark.predecessors_minutes(record, 0.7, rates) == pytest.approx(by_hand)
     assert benchmark.predecessors_minutes(record, 0.8, rates) == math.inf
+
+    each = [parse_args([*flags.split(), *TINY]) for flags in benchmark.RECIPES.values()]
+    assert {(args.model, args.backbone) for args in each} == {("resnet_improved", "resnet50")}
 
 
 @pytest.mark.slow
