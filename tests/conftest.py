@@ -28,6 +28,7 @@ REAL_DATA = ROOT.parent / "shared" / "data"
 TINY = ["--backbone_weights", "none", "--resize", "48", "40", "--patch_size", "32"]
 TINY += ["--batch_size", "4", "--epochs", "2", "--train_patch_num", "2", "--test_patch_num", "3"]
 TINY += ["--amp", "off", "--device", "cpu"]
+SMALL = "test_efficientnet"  # a backbone of timm's: a run's state is 12 MB, of a ResNet-50 300
 
 
 def photo(path: Path, level: int, size: tuple[int, int] = (64, 48)) -> None:

@@ -338,7 +338,9 @@ def test_a_checkpoint_with_torchvisions_swin_is_still_used(tmp_path, torchvision
             assert torch.equal(tensor, old[name]), name
 
 
-@pytest.mark.parametrize("model", ["hyperiqa", "smart_iqa_tiny"])
+@pytest.mark.parametrize(
+    "model", ["hyperiqa", pytest.param("smart_iqa_tiny", marks=pytest.mark.slow)]
+)
 def test_they_train_and_predict_through_the_same_harness(koniq10k, tmp_path, model, capsys):
     flags = ["--data_path", koniq10k, "--store_dir", tmp_path / "store", "--log_dir", tmp_path]
     flags += ["--checkpoint_dir", tmp_path, "--run_name", "run", "--save_model", "--model", model]
@@ -351,6 +353,7 @@ def test_they_train_and_predict_through_the_same_harness(koniq10k, tmp_path, mod
     assert table["score"].notna().all()
 
 
+@pytest.mark.slow
 def test_the_smoke_test_passes():
     script = ROOT / "models_hyperiqa.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)

@@ -303,6 +303,7 @@ def test_smoke_test_prints_what_it_promises(run_script):
     assert "w1=" in done.stdout and "w4=" in done.stdout and "sum=1.0000" in done.stdout
 
 
+@pytest.mark.slow
 def test_smoke_test_finds_mixed_images_in_every_configuration(monkeypatch, capsys):
     forward = models.TargetNet.forward
     monkeypatch.setattr(

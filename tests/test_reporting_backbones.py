@@ -62,6 +62,7 @@ def test_backbones_of_which_one_differs_decide_nothing(tmp_path, capsys):
     assert results["relative_gain"]["over"]["tau"] > 0.05
 
 
+@pytest.mark.slow
 def test_one_is_left_out_of_the_summary_only(tmp_path, capsys):
     write_backbones(tmp_path, LARGE)
     results, out, _ = reported(tmp_path, capsys, "--leave_out", "resnet50")

@@ -185,6 +185,7 @@ def test_on_paper_nothing_is_folded_or_cut_off(browser, page_file):  # noqa: F81
         assert page.pdf(format="A4").startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_other_reports_load_as_well(browser, tmp_path):  # noqa: F811
     """One configuration; failed runs and a collapse; names that are not on disk."""
     write_run(tmp_path / "one", "exp1_baseline", "resnet_improved_ss_noatt", 9, tests=30)

@@ -16,7 +16,7 @@ import torch
 
 import files
 import train_resnet_improved as train
-from conftest import ROOT, TESTS, TINY, make_koniq10k
+from conftest import ROOT, SMALL, TESTS, TINY, make_koniq10k
 from errors import RunError
 from experiment import FREE_FLAGS
 from interventions import EVENTS
@@ -69,9 +69,9 @@ def driver():
     process.wait(timeout=30)
 
 
-MODEL = "test_efficientnet_ms_att"  # a small network of timm's; killed ResNets: slow tests
+MODEL = f"{SMALL}_ms_att"  # killed ResNets: slow tests
 FLAGS = [*TINY, "--epochs", "3", "--use_multiscale", "--use_attention", "--color_jitter"]
-FLAGS += ["--backbone", "test_efficientnet", "--loss", "nin", "--ema", "0.9", "--freeze_bn"]
+FLAGS += ["--backbone", SMALL, "--loss", "nin", "--ema", "0.9", "--freeze_bn"]
 FLAGS += ["--freeze_stages", "1"]
 FLAGS += ["--warmup_epochs", "0.5", "--test_crop", "full", "--test_flip"]
 

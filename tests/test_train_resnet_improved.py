@@ -20,7 +20,7 @@ import torch
 import data_loader as data
 import files
 import train_resnet_improved as train
-from conftest import ROOT, TINY, make_koniq10k, photo
+from conftest import ROOT, SMALL, TINY, make_koniq10k, photo
 from errors import DataError, RunError
 from evaluation import load_model
 from metrics import agreement
@@ -75,7 +75,18 @@ def test_a_store_on_cuda_needs_a_run_on_cuda(tmp_path, biq2021):
 
 def test_it_learns_what_the_labels_say(tmp_path, biq2021):
     # the labels follow the brightness of the photographs
-    flags = ("--epochs", 8, "--train_patch_num", 4, "--lr", 1e-3, "--lr_ratio", 1)
+    flags = (
+        "--epochs",
+        8,
+        "--train_patch_num",
+        4,
+        "--lr",
+        1e-3,
+        "--lr_ratio",
+        1,
+        "--backbone",
+        SMALL,
+    )
     _, epochs = records(start(biq2021, tmp_path / "out", *flags))
     assert epochs[-1]["train_srcc"] > 0.8
     assert epochs[-1]["loss"] < 0.6 * epochs[0]["loss"]
@@ -268,7 +279,7 @@ def test_kept_checkpoints_never_overwrite_each_other(tmp_path):
 
 @pytest.mark.parametrize("console", [">/dev/full 2>&-", "| head -n 11 >console"])
 def test_a_console_that_goes_away_loses_nothing(koniq10k, tmp_path, console):
-    flags = ["--data_path", koniq10k, "--run_name", "run", "--save_model"]
+    flags = ["--data_path", koniq10k, "--run_name", "run", "--save_model", "--backbone", SMALL]
     command = shlex.join([sys.executable, *map(str, [ROOT / "train_resnet_improved.py", *TINY])])
     command += f" {shlex.join(map(str, flags))} {console}"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -345,12 +356,12 @@ def test_an_output_folder_that_cannot_be_made_is_found_before_training(koniq10k,
     "signal_number, name, status",
     [
         (signal.SIGINT, "SIGINT", 130),
-        (signal.SIGTERM, "SIGTERM", 143),
+        pytest.param(signal.SIGTERM, "SIGTERM", 143, marks=pytest.mark.slow),
         (signal.SIGHUP, "SIGHUP", 129),  # of a terminal that is closed
     ],
 )
 def test_a_signal_ends_a_run_without_a_traceback(koniq10k, tmp_path, signal_number, name, status):
-    flags = [*TINY, "--data_path", koniq10k, "--epochs", "1000"]
+    flags = [*TINY, "--data_path", koniq10k, "--epochs", "1000", "--backbone", SMALL]
     process = subprocess.Popen(
         [sys.executable, ROOT / "train_resnet_improved.py", *map(str, flags)],
         cwd=tmp_path,
