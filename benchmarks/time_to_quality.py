@@ -7,18 +7,21 @@ Trains the baseline with each recipe and each seed, one run after the other, so 
 free of other work. A run is stopped when it has reached the target. Prints the minutes of training
 and evaluation up to then, with the median over the seeds:
 
-- small: the experiment's recipe, as docs/results.md uses it on BIQ2021 (crops of 160, 3 epochs);
+- short: the experiment's recipe, as docs/results.md uses it on BIQ2021 (crops of 160, 3 epochs);
 - strong: --preset strong;
-- published: HyperIQA's published recipe on the same network, run the predecessors' way: each crop
-  decoded, resized and cut anew, float32, one crop at a time in evaluation. That takes hours, so its
-  minutes are an estimate: the crops that it needs in this software, at the rate that is measured
-  here for that way, plus an evaluation of 25 crops an image after each of its epochs of 25 crops.
-  HyperIQA's rates do not change within its first six epochs, so it is evaluated here after each
-  crop an image.
+- published: HyperIQA's published recipe on the same network. Its minutes are an estimate for a
+  program like the original, which would take hours: each crop decoded, resized and cut anew,
+  float32, one crop at a time in evaluation. The estimate has the crops that the recipe needs in
+  this software, at the rates that are measured here for such a program, and an evaluation of 25
+  crops an image after each 25 training crops an image. HyperIQA's learning rates do not change
+  within its first six epochs, so here each crop an image is followed by an evaluation.
+
+Three seeds of all three take about half an hour on two CPU cores (1,600 images of 512 x 512,
+EfficientNet-Lite0).
 
 Further flags are those of train_resnet_improved.py, for all recipes. Runs that DIR has already are
-not trained again; if their flags were others, that is an error. An interrupted run starts anew, as
-its time is unknown; its record is kept as NAME_interrupted.jsonl.
+not trained again; if their flags were others, that is an error. An interrupted run is restarted,
+because its time is not known; its record is kept as NAME_interrupted.jsonl.
 """
 
 import argparse
@@ -43,7 +46,7 @@ from training.flags import parse_args
 SCRIPT = Path(__file__).resolve().parents[1] / "train_resnet_improved.py"
 CROPS = 25  # of HyperIQA, of each image: in an epoch, and in an evaluation
 RECIPES = {
-    "small": "--resize 256 256 --patch_size 160 --train_patch_num 1 --test_patch_num 2 --epochs 3",
+    "short": "--resize 256 256 --patch_size 160 --train_patch_num 1 --test_patch_num 2 --epochs 3",
     "strong": "--preset strong",
     "published": f"--preset hyperiqa_paper --model {MODELS[0]} --split auto --split_seed 0 "
     f"--schedule constant --train_patch_num 1 --test_patch_num 5 --epochs {6 * CROPS}",

@@ -106,13 +106,13 @@ def test_minutes_until_a_quality_by_hand(monkeypatch):
 def test_a_run_is_stopped_at_the_quality_and_kept(biq2021, tmp_path):
     data = ["--dataset", "biq2021", "--data_path", biq2021, "--val_fraction", 0.3, *TINY]
     data += ["--store_dir", tmp_path / "store", "--epochs", 500, "--backbone", "test_efficientnet"]
-    command = ["--recipes", "small", "--seeds", 42, "--target", -1, "--out", tmp_path / "out"]
+    command = ["--recipes", "short", "--seeds", 42, "--target", -1, "--out", tmp_path / "out"]
     first = run(tmp_path, "time_to_quality.py", *command, *data)
     assert "min to a validation SRCC of -1 (seeds 42: " in first
-    record = (tmp_path / "out" / "small_seed42.jsonl").read_text()
+    record = (tmp_path / "out" / "short_seed42.jsonl").read_text()
     assert record.count("\n") < 500
     assert run(tmp_path, "time_to_quality.py", *command, *data) == first
-    assert (tmp_path / "out" / "small_seed42.jsonl").read_text() == record
+    assert (tmp_path / "out" / "short_seed42.jsonl").read_text() == record
 
     others = [*command, *data, "--lr", 0.1]
     assert "has --lr 0.0001, not 0.1" in run(tmp_path, "time_to_quality.py", *others, fails=True)
