@@ -145,9 +145,9 @@ FREE_FLAGS = {
 
 # Flags that make a recipe: how the same configurations are trained and evaluated.
 RECIPE_FLAGS = {
-    *("preset", "loss", "freeze_bn", "freeze_stages", "ema", "dropout_rate", "epochs"),
-    *("batch_size", "optimizer", "lr", "lr_ratio", "weight_decay", "gradient_clip", "schedule"),
-    "warmup_epochs",
+    *("preset", "loss", "freeze_bn", "freeze_stages", "ema", "dropout_rate"),
+    *("epochs", "warmup_epochs", "batch_size", "optimizer", "schedule"),
+    *("lr", "lr_ratio", "weight_decay", "gradient_clip"),
     *("resize", "patch_size", "train_patch_num", "color_jitter"),
     *("test_patch_num", "test_crop", "test_flip"),
 }

@@ -89,7 +89,7 @@ def test_every_flag_is_documented_and_no_other(capsys):
     of_the_script |= {"--no_page"}
     of_the_report = {"--resamples", "--leave_out", "--watch", "--predictions", "--skip_others"}
     of_the_report |= {"--cross_data_sets", "--other_recipe"}
-    of_benchmarks = {"--out", "--target", "--recipes"}
+    of_benchmarks = {"--out", "--target"}
     known = of_training | of_the_script | of_prediction | of_the_report | of_benchmarks
     assert of_training <= flags(PAGES["docs/flags.md"])
     assert of_training - {"--no"} <= flags(ENGLISH)  # of --no-use_multiscale
@@ -106,7 +106,7 @@ def test_documented_training_commands_are_understood(text):
 
 def test_training_commands_of_all_pages_are_understood():
     commands = arguments_of("train_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         parse_args(command)
 

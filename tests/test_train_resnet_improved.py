@@ -75,18 +75,8 @@ def test_a_store_on_cuda_needs_a_run_on_cuda(tmp_path, biq2021):
 
 def test_it_learns_what_the_labels_say(tmp_path, biq2021):
     # the labels follow the brightness of the photographs
-    flags = (
-        "--epochs",
-        8,
-        "--train_patch_num",
-        4,
-        "--lr",
-        1e-3,
-        "--lr_ratio",
-        1,
-        "--backbone",
-        SMALL,
-    )
+    flags = ["--epochs", 8, "--train_patch_num", 4, "--lr", 1e-3, "--lr_ratio", 1]
+    flags += ["--backbone", SMALL]
     _, epochs = records(start(biq2021, tmp_path / "out", *flags))
     assert epochs[-1]["train_srcc"] > 0.8
     assert epochs[-1]["loss"] < 0.6 * epochs[0]["loss"]
