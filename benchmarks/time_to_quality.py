@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from console import command
 from errors import RunError
-from experiment import FREE_FLAGS, MODELS
+from experiment import FREE_FLAGS, LATER_RECIPE, MODELS
 from files import unused
 from loop import Predecessors
 from rounds import InItsOwnProcess, alternating_rates, output_file, write_json
@@ -94,7 +94,7 @@ def run(out: Path, name: str, flags: list[str], target: float) -> list[dict]:
 def check_same(recorded: dict, flags: list[str], path: Path) -> None:
     """Raise RunError if a recorded run had other flags, such that its results may differ."""
     asked = json.loads(json.dumps(vars(parse_args(flags))))  # with lists, as a record has them
-    for name, value in recorded.items():
+    for name, value in (LATER_RECIPE | recorded).items():
         if name not in FREE_FLAGS and value != asked.get(name):
             raise RunError(
                 f"{path} has --{name} {value}, not {asked.get(name)}; give another --out"
@@ -156,7 +156,8 @@ def main() -> None:
         ]
         if name == "published":
             rates = predecessors_rates(flags[name])
-            print(f"the predecessors' way, crops/s: {rates}")
+            each = ", ".join(f"{rate:.1f} in {task}" for task, rate in rates.items())
+            print(f"the predecessors' way: {each} (crops/s)")
             found[name] = [predecessors_minutes(r, own.target, rates) for r in records]
         else:
             found[name] = [minutes(r, own.target) for r in records]

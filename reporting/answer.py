@@ -1,5 +1,6 @@
 """The answer as a person would say it, and what to do next, as commands."""
 
+import argparse
 import math
 import shlex
 from dataclasses import dataclass, field
@@ -224,22 +225,25 @@ def to_decide(s: Statistics, runs: Runs) -> Step:
 
 
 def without_collapse(s: Statistics, runs: Runs) -> Step:
-    """Train so that the attention may attend: the same command with one flag more."""
+    """Train so that the attention may attend: the same command with one flag changed."""
     flags = s.of_model[FULL][0].config["flags"]
     if s.configurations[FULL]["attention"]["effective_stages"] >= COLLAPSED[0]:
-        flag = ("--epochs", str(2 * flags["epochs"]))
+        flag, value = "--epochs", str(2 * flags["epochs"])
         text = f"Train for longer: after {flags['epochs']} epochs the weights hardly differ yet."
     elif flags.get("attention", "published") == "published":
-        flag = ("--attention", "scaled")
+        flag, value = "--attention", "scaled"
         text = "Train with the scaled attention, which does not collapse onto one stage."
     else:
-        flag = ("--lr_ratio", "1")
+        flag, value = "--lr_ratio", "1"
         text = "Train the new layers more slowly, so that the attention may keep several stages."
     saved = saved_arguments(runs.folders)
     if saved is None:
         return Step(text)
     folder, *arguments = saved
-    command = shlex.join(["bash", "run_resnet_ablation.sh", *arguments, *flag])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag)
+    _, others = parser.parse_known_args(arguments)
+    command = shlex.join(["bash", "run_resnet_ablation.sh", *others, flag, value])
     return Step(text, command if Path.cwd() == Path(folder) else f"cd {folder} && {command}")
 
 

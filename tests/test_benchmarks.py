@@ -1,14 +1,17 @@
 """The benchmarks run, on the smallest of work; what they measure is not tested."""
 
+import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT, TINY
+from errors import RunError
 from experiment import CONFIGURATIONS
 from training.flags import parse_args
 
@@ -97,6 +100,12 @@ def test_minutes_until_a_quality_by_hand(monkeypatch):
     by_hand = (27 * 100 / 10 + 2 * 50 * 25 / 50) / 60
     assert benchmark.predecessors_minutes(record, 0.7, rates) == pytest.approx(by_hand)
     assert benchmark.predecessors_minutes(record, 0.8, rates) == math.inf
+
+    older = json.loads(json.dumps(vars(parse_args(TINY.copy()))))
+    del older["freeze_bn"]  # a record from before there was the flag
+    benchmark.check_same(older, TINY, Path("a.jsonl"))
+    with pytest.raises(RunError, match="has --freeze_bn False, not True"):
+        benchmark.check_same(older, [*TINY, "--freeze_bn"], Path("a.jsonl"))
 
     each = [parse_args([*flags.split(), *TINY]) for flags in benchmark.RECIPES.values()]
     assert {(args.model, args.backbone) for args in each} == {("resnet_improved", "resnet50")}

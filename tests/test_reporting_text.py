@@ -153,6 +153,18 @@ def test_a_collapse_is_said_wherever_the_row_is_read(tmp_path, capsys):
     assert "| 2 of 2 |" in section and "| control: static |" in section
 
 
+@pytest.mark.parametrize("given", (["--epochs", "3"], ["--epochs=3"]))
+def test_equal_weights_ask_for_more_epochs_in_place_of_the_given(tmp_path, capsys, given):
+    write_three(tmp_path, stages=(9000,) * 4, epochs=3)
+    arguments = ["/a/folder", "--dataset", "biq2021", *given, "--seeds", "1"]
+    (tmp_path / "arguments").write_text("".join(f"{each}\0" for each in arguments))
+    reported(tmp_path, capsys)
+    text = (tmp_path / "report.md").read_text()
+    assert "Train for longer: after 3 epochs the weights hardly differ yet." in text
+    command = "run_resnet_ablation.sh --dataset biq2021 --seeds 1 --epochs 6\n"
+    assert command in text
+
+
 def test_the_controls_that_are_explained_are_compared(tmp_path, capsys):
     assert set(CONTROLS) <= {label for label, *_ in COMPARISONS}
     reported(write_five(tmp_path), capsys)
