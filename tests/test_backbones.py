@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from backbones import build_backbone
-from conftest import ROOT
+from conftest import ROOT, SMALL
 from data_loader import MEAN, STD
 from errors import RunError, WeightsError
 from experiment import FULL, RESNET50, STATIC, WIDE, rows_of
@@ -23,7 +23,7 @@ REAL = ROOT.parent / "shared" / "data" / "imagenet-backbones"
 # Small networks of timm's of several families, and small real ones.
 FAMILIES = {
     "test_resnet": 64,
-    "test_efficientnet": 64,
+    SMALL: 64,
     "test_byobnet": 64,
     "test_convnext": 64,
     "test_nfnet": 64,
@@ -98,7 +98,7 @@ def test_a_batch_norm_that_something_else_reads_first_is_not_folded():
     assert convolutions_with_norm(model.eval()) == []
 
 
-@pytest.mark.parametrize("name", [RESNET50, "test_efficientnet"])
+@pytest.mark.parametrize("name", [RESNET50, SMALL])
 def test_the_batch_norms_of_training_are_folded_as_those_of_the_network(name):
     torch.manual_seed(0)
     model = build(name)
@@ -112,7 +112,7 @@ def test_the_batch_norms_of_training_are_folded_as_those_of_the_network(name):
 
 @pytest.mark.parametrize("name", [WIDE, STATIC])
 def test_controls_are_the_same_on_every_backbone(name):
-    for backbone in ("test_efficientnet", "vgg11_bn"):  # whose stage 4 has fewer channels
+    for backbone in (SMALL, "vgg11_bn"):  # whose stage 4 has fewer channels
         model, full = build(backbone, name), build(backbone)
         count, complete = (sum(p.numel() for p in m.parameters()) for m in (model, full))
         attention = sum(p.numel() for p in full.fusion.attention.parameters())
@@ -126,7 +126,7 @@ def test_controls_are_the_same_on_every_backbone(name):
 @pytest.fixture(scope="module")
 def state():
     torch.manual_seed(3)
-    return timm.create_model("test_efficientnet").state_dict()
+    return timm.create_model(SMALL).state_dict()
 
 
 def stem(backbone: nn.Module) -> torch.Tensor:
@@ -141,7 +141,7 @@ def test_weights_from_a_file_reach_the_backbone(tmp_path, state, form, capfd):
     if form == "without classifier":
         state = {k: v for k, v in state.items() if not k.startswith("classifier")}
     (safetensors.torch.save_file if form == "safetensors" else torch.save)(state, path)
-    backbone = build_backbone("test_efficientnet", path)
+    backbone = build_backbone(SMALL, path)
     assert stem(backbone).dtype == torch.float32
     torch.testing.assert_close(stem(backbone), state["conv_stem.weight"].float())
     last = [k for k in backbone.net.state_dict() if k.startswith("blocks.")][-2]
@@ -159,11 +159,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, state):
     ):
         torch.save(wrong, path)
         with pytest.raises(WeightsError) as error:
-            build_backbone("test_efficientnet", path)
+            build_backbone(SMALL, path)
         assert message in str(error.value) and str(path) in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(WeightsError, match="no such file; for --backbone test_efficientnet"):
-        build_backbone("test_efficientnet", tmp_path / "none.pth")
+    with pytest.raises(WeightsError, match=f"no such file; for --backbone {SMALL}"):
+        build_backbone(SMALL, tmp_path / "none.pth")
 
 
 def test_without_a_network_the_error_says_which_file_to_give(monkeypatch, tmp_path):

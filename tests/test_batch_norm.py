@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from backbones import build_backbone
+from conftest import SMALL
 from training.batch_norm import BatchNorm, synchronise, use_batch_norm
 
 PARTS = (4, 2)  # crops of each process
@@ -72,7 +73,7 @@ def test_two_processes_normalise_as_one_does(tmp_path, dtype, tolerance):
         torch.testing.assert_close(found, wanted[name], rtol=tolerance, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["resnet50", SMALL])
 def test_one_process_computes_the_bits_of_the_network_it_was_given(name):
     torch.manual_seed(0)
     given = build_backbone(name)

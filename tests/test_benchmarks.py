@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, TINY
+from conftest import ROOT, SMALL, TINY
 from errors import RunError
 from experiment import CONFIGURATIONS
 from training.flags import parse_args
@@ -114,7 +114,7 @@ def test_minutes_until_a_quality_by_hand(monkeypatch):
 @pytest.mark.slow
 def test_a_run_is_stopped_at_the_quality_and_kept(biq2021, tmp_path):
     data = ["--dataset", "biq2021", "--data_path", biq2021, "--val_fraction", 0.3, *TINY]
-    data += ["--store_dir", tmp_path / "store", "--epochs", 500, "--backbone", "test_efficientnet"]
+    data += ["--store_dir", tmp_path / "store", "--epochs", 500, "--backbone", SMALL]
     command = ["--recipes", "short", "--seeds", 42, "--target", -1, "--out", tmp_path / "out"]
     first = run(tmp_path, "time_to_quality.py", *command, *data)
     assert "min to a validation SRCC of -1 (seeds 42: " in first

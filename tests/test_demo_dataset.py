@@ -11,13 +11,13 @@ from PIL import Image
 import demo_dataset as demo
 from datasets.labels import count_splits, find_images, read_labels
 
-SMALL = {"training": 10, "validation": 3, "test": 5}
+FEW = {"training": 10, "validation": 3, "test": 5}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "koniq-10k"
-    assert demo.make_demo(folder, counts=SMALL)
+    assert demo.make_demo(folder, counts=FEW)
     return folder
 
 
@@ -71,23 +71,23 @@ def test_scenes_have_a_spectrum_like_natural_images():
 
 
 def test_it_is_the_same_every_time_and_made_once(folder, tmp_path):
-    assert not demo.make_demo(folder, counts=SMALL)
-    assert demo.make_demo(tmp_path / "again", counts=SMALL)
+    assert not demo.make_demo(folder, counts=FEW)
+    assert demo.make_demo(tmp_path / "again", counts=FEW)
     for file in sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file()):
         assert (folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
 def test_a_folder_of_another_version_is_generated_again(folder, tmp_path):
-    demo.make_demo(tmp_path / "d", counts=SMALL)
+    demo.make_demo(tmp_path / "d", counts=FEW)
     made = json.loads((tmp_path / "d" / "demo.json").read_text())
     (tmp_path / "d" / "demo.json").write_text(json.dumps(made | {"version": 0}))
-    assert demo.make_demo(tmp_path / "d", counts=SMALL)
+    assert demo.make_demo(tmp_path / "d", counts=FEW)
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(FileExistsError, match="holds something else"):
-        demo.make_demo(tmp_path, counts=SMALL)
+        demo.make_demo(tmp_path, counts=FEW)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import ROOT, TESTS, TINY, make_koniq10k
+from conftest import ROOT, SMALL, TESTS, TINY, make_koniq10k
 from data_loader import open_data, share_of
 from errors import RunError
 from evaluation import evaluate, evaluation_plan, load_model
@@ -87,7 +87,7 @@ def trained(folder, out: Path, *flags, ranks=1, restarts=0, dies_at=0, stops_at=
     torchrun += [f"--max-restarts={restarts}", "--monitor-interval=0.2"]
     where = ["--data_path", folder, "--store_dir", f"{folder}.store", "--log_dir", out]
     where += ["--checkpoint_dir", out, "--run_name", "run", "--save_model"]
-    where += ["--backbone", "test_efficientnet"]
+    where += ["--backbone", SMALL]
     command = [sys.executable, *(torchrun if ranks > 1 else []), script, *TINY, *where, *flags]
     return subprocess.run(
         list(map(str, command)),
@@ -133,7 +133,7 @@ def test_two_processes_do_the_work_of_one(folder, tmp_path, loss):
 def scored_again(out: Path) -> np.ndarray:
     """Scores of a run's evaluated images by its last checkpoint, in one process."""
     model, device = (
-        load_model(out / "test_efficientnet_ss_noatt_last.pth", "cpu"),
+        load_model(out / f"{SMALL}_ss_noatt_last.pth", "cpu"),
         torch.device("cpu"),
     )
     args = argparse.Namespace(**model.config["flags"])

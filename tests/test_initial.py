@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import train_resnet_improved as train
-from conftest import TINY, make_biq2021, make_koniq10k
+from conftest import SMALL, TINY, make_biq2021, make_koniq10k
 from errors import RunError
 from evaluation import load_checkpoint, load_model
 from training.flags import parse_args
 from training.initial import load_initial
 
-MODEL = ["--backbone", "test_efficientnet", "--use_multiscale"]  # a small network of timm's
-NAME = "test_efficientnet_ms_noatt"
+MODEL = ["--backbone", SMALL, "--use_multiscale"]  # a small network of timm's
+NAME = f"{SMALL}_ms_noatt"
 START = [*TINY[2:], *MODEL]  # without --backbone_weights
 
 

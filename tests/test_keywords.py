@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import train_resnet_improved as train
+from conftest import SMALL
 from errors import RunError
 from training.flags import build_parser, parse_args
 from training.keywords import PythonParser, flags_of
@@ -73,7 +74,7 @@ def test_every_flag_can_be_a_keyword():
 
 def test_train_returns_record_and_network(koniq10k, tmp_path):
     small = {
-        "backbone_weights": "none", "backbone": "test_efficientnet", "resize": (48, 40),
+        "backbone_weights": "none", "backbone": SMALL, "resize": (48, 40),
         "patch_size": 32, "batch_size": 4, "epochs": 1, "train_patch_num": 2,
         "test_patch_num": 3, "amp": "off", "device": "cpu",
     }  # fmt: skip

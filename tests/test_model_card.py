@@ -9,13 +9,13 @@ import torch
 
 import resampling
 import train_resnet_improved as train
-from conftest import TINY, make_koniq10k
+from conftest import SMALL, TINY, make_koniq10k
 from published import sha256
 from training.flags import parse_args
 from training.run_files import RunFiles
 
-NAME = "test_efficientnet_ms_noatt"
-FLAGS = [*TINY, "--backbone", "test_efficientnet", "--use_multiscale", "--save_model"]
+NAME = f"{SMALL}_ms_noatt"
+FLAGS = [*TINY, "--backbone", SMALL, "--use_multiscale", "--save_model"]
 
 
 @pytest.fixture(scope="module")

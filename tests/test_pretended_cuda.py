@@ -8,7 +8,7 @@ import torch
 import cross_dataset
 import data_loader as data
 import train_resnet_improved as train
-from conftest import TINY, make_biq2021, make_koniq10k
+from conftest import SMALL, TINY, make_biq2021, make_koniq10k
 from evaluation import load_model
 from predict_resnet_improved import score_images
 from pretend_cuda import WaitsError, pretended_cuda
@@ -27,8 +27,8 @@ MAY_WAIT = {
     ),
 }
 FLAGS = [*TINY, "--device", "cuda", "--workers", "0", "--save_model", "--run_name", "run"]
-FLAGS += ["--use_multiscale", "--use_attention", "--backbone", "test_efficientnet"]
-MODEL = "test_efficientnet_ms_att"
+FLAGS += ["--use_multiscale", "--use_attention", "--backbone", SMALL]
+MODEL = f"{SMALL}_ms_att"
 
 
 @pytest.fixture(scope="module")

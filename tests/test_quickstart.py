@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 
@@ -33,5 +33,5 @@ def test_it_runs(tmp_path, monkeypatch):
     assert len(pictures) == 1 and len(tables) == 3
     (work,) = tmp_path.glob("quickstart_*")
     cards = [path.name for path in Path(work, "checkpoints").glob("*.md")]
-    assert "test_efficientnet_ms_att_last_model_card.md" in cards
+    assert f"{SMALL}_ms_att_last_model_card.md" in cards
     assert {*ROOT.glob("docs/*")} == before

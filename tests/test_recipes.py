@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import data_loader as data
+from conftest import SMALL
 from datasets.pixel_store import DeviceStore, PixelStore
 from errors import RunError
 from evaluation import load_model
@@ -27,7 +28,7 @@ from training.processes import check_batches
 
 SCORES = torch.tensor([30.0, 55.0, 41.0, 70.0, 52.0], dtype=torch.float64)
 LABELS = torch.tensor([35.0, 50.0, 44.0, 80.0, 66.0], dtype=torch.float64)
-SMALL = ["--backbone", "test_efficientnet", "--amp", "off", "--backbone_weights", "none"]
+UNTRAINED = ["--backbone", SMALL, "--amp", "off", "--backbone_weights", "none"]
 
 
 # Losses -----------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ def test_a_batch_of_one_crop_can_not_be_compared():
 @pytest.mark.parametrize("name", ["nin", "plcc", "l1+nin"])
 def test_scores_are_mos_whatever_the_loss_leaves_open(tmp_path, biq2021, name):
     flags = ["--loss", name, "--epochs", 6, "--train_patch_num", 4, "--lr", 1e-3, "--lr_ratio", 1]
-    flags += ["--batch_size", 6, *SMALL, "--save_model", "--dropout_rate", 0]
+    flags += ["--batch_size", 6, *UNTRAINED, "--save_model", "--dropout_rate", 0]
     out = start(biq2021, tmp_path / "out", *flags)
     config, epochs = records(out)
     assert 0 <= epochs[-1]["loss"] <= 1.5
@@ -88,7 +89,7 @@ def test_scores_are_mos_whatever_the_loss_leaves_open(tmp_path, biq2021, name):
     assert last["score"].between(-15, 115).all()
     assert np.sqrt(((last["score"] - last["mos"]) ** 2).mean()) < 15
     # The line is in the weights: nothing else has to know of it.
-    table = scored(out / "test_efficientnet_ss_noatt_last.pth", biq2021, last)
+    table = scored(out / f"{SMALL}_ss_noatt_last.pth", biq2021, last)
     np.testing.assert_allclose(table, last["score"], atol=2e-4)
     state = scored(out / "run_state.pth", biq2021, last)
     np.testing.assert_allclose(state, last["score"], atol=2e-4)
@@ -141,7 +142,7 @@ def with_used_norms(backbone: str) -> ResNetImproved:
     return model
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "test_efficientnet", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", ["resnet50", SMALL, "tf_efficientnet_lite0"])
 def test_frozen_norms_give_scores_and_gradients_of_eval_mode(backbone):
     model = with_used_norms(backbone)
     other, names = copy.deepcopy(model), list(model.state_dict())
@@ -167,11 +168,11 @@ def test_frozen_norms_give_scores_and_gradients_of_eval_mode(backbone):
 
 
 def test_frozen_norms_stay_as_they_came(tmp_path, biq2021):
-    flags = [*SMALL, "--use_multiscale", "--save_model", "--lr", 1e-3, "--train_patch_num", 4]
+    flags = [*UNTRAINED, "--use_multiscale", "--save_model", "--lr", 1e-3, "--train_patch_num", 4]
     out = start(biq2021, tmp_path / "frozen", *flags, "--freeze_bn")
-    trained = load_model(out / "test_efficientnet_ms_noatt_last.pth", "cpu")
+    trained = load_model(out / f"{SMALL}_ms_noatt_last.pth", "cpu")
     torch.manual_seed(42)
-    fresh = ResNetImproved(use_multiscale=True, use_attention=False, backbone="test_efficientnet")
+    fresh = ResNetImproved(use_multiscale=True, use_attention=False, backbone=SMALL)
     frozen, moved = [], []
     for name, tensor in fresh.state_dict().items():
         is_norm = isinstance(fresh.get_submodule(name.rpartition(".")[0]), torch.nn.BatchNorm2d)
@@ -191,14 +192,14 @@ def test_a_backbone_without_batch_norm_has_nothing_to_freeze():
 
 
 def test_a_batch_norm_without_weights_is_frozen_as_well():
-    model = ResNetImproved(**PLAIN, backbone="test_efficientnet")
+    model = ResNetImproved(**PLAIN, backbone=SMALL)
     name, norm = next((n, m) for n, m in model.backbone.named_modules() if "bn1" in n)
     bare = torch.nn.BatchNorm2d(norm.num_features, affine=False)
     model.backbone.set_submodule(name, bare)
     assert bare in freeze(model, norms=True, stages=0)
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "test_efficientnet"])
+@pytest.mark.parametrize("backbone", ["resnet50", SMALL])
 def test_the_first_stages_are_what_the_first_maps_depend_on(backbone):
     model = ResNetImproved(**PLAIN, backbone=backbone).backbone
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -213,7 +214,7 @@ def test_the_first_stages_are_what_the_first_maps_depend_on(backbone):
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "test_efficientnet"])
+@pytest.mark.parametrize("backbone", ["resnet50", SMALL])
 def test_frozen_stages_give_the_gradients_of_the_others_in_training(backbone):
     model = with_used_norms(backbone)
     other = copy.deepcopy(model)
@@ -243,11 +244,11 @@ def test_frozen_stages_give_the_gradients_of_the_others_in_training(backbone):
 
 
 def test_first_stages_stay_as_they_came(tmp_path, biq2021, capfd):
-    flags = [*SMALL, "--save_model", "--lr", 1e-3, "--train_patch_num", 4, "--ema", 0.5]
+    flags = [*UNTRAINED, "--save_model", "--lr", 1e-3, "--train_patch_num", 4, "--ema", 0.5]
     out = start(biq2021, tmp_path / "frozen", *flags, "--freeze_stages", 2)
-    trained = load_model(out / "test_efficientnet_ss_noatt_last.pth", "cpu").backbone
+    trained = load_model(out / f"{SMALL}_ss_noatt_last.pth", "cpu").backbone
     torch.manual_seed(42)
-    fresh = ResNetImproved(**PLAIN, backbone="test_efficientnet").backbone
+    fresh = ResNetImproved(**PLAIN, backbone=SMALL).backbone
     frozen = first_stages(fresh, 2)
     modules = {n.rpartition(".")[0] for n, p in fresh.named_parameters() if p in frozen}
     for name, tensor in fresh.state_dict().items():
@@ -261,7 +262,7 @@ def test_first_stages_stay_as_they_came(tmp_path, biq2021, capfd):
 
 
 def test_an_average_keeps_its_share_of_itself():
-    model = ResNetImproved(**PLAIN, backbone="test_efficientnet")
+    model = ResNetImproved(**PLAIN, backbone=SMALL)
     average = Average(model, 0.75)
     before = [p.clone() for p in average.model.parameters()]
     with torch.no_grad():
@@ -273,22 +274,22 @@ def test_an_average_keeps_its_share_of_itself():
 
 
 def test_the_average_is_evaluated_and_saved(tmp_path, biq2021):
-    flags = [*SMALL, "--save_model", "--lr", 1e-3, "--train_patch_num", 4, "--ema", 0.9]
+    flags = [*UNTRAINED, "--save_model", "--lr", 1e-3, "--train_patch_num", 4, "--ema", 0.9]
     out = start(biq2021, tmp_path / "out", *flags)
-    saved = torch.load(out / "test_efficientnet_ss_noatt_last.pth", weights_only=True)
+    saved = torch.load(out / f"{SMALL}_ss_noatt_last.pth", weights_only=True)
     state = torch.load(out / "run_state.pth", weights_only=True)
-    names = list(dict(ResNetImproved(**PLAIN, backbone="test_efficientnet").named_parameters()))
+    names = list(dict(ResNetImproved(**PLAIN, backbone=SMALL).named_parameters()))
     assert all(torch.equal(saved["model"][n], state["average"][n]) for n in names)
     assert not any(torch.equal(saved["model"][n], state["model"][n]) for n in names)
     last = pd.read_csv(out / "run_predictions.csv").query("epoch == 2 and split == 'test'")
-    again = scored(out / "test_efficientnet_ss_noatt_last.pth", biq2021, last)
+    again = scored(out / f"{SMALL}_ss_noatt_last.pth", biq2021, last)
     np.testing.assert_allclose(again, last["score"], atol=2e-4)
 
 
 def rates(*flags) -> list[float]:
     """The backbone's rate at each of 10 steps of 5 epochs, over --lr."""
     args = parse_args(["--epochs", "5", *flags])
-    model = ResNetImproved(**PLAIN, backbone="test_efficientnet")
+    model = ResNetImproved(**PLAIN, backbone=SMALL)
     optimizer, scheduler = build_optimizer(args, model, 10)
     found = []
     for _ in range(10):
@@ -325,10 +326,10 @@ def test_a_full_image_is_one_crop_and_its_mirror_another(tmp_path):
 
 
 def test_whole_images_are_scored_by_the_network_alone(tmp_path, biq2021):
-    flags = [*SMALL, "--save_model", "--test_crop", "full", "--test_flip", "--lr", 1e-3]
+    flags = [*UNTRAINED, "--save_model", "--test_crop", "full", "--test_flip", "--lr", 1e-3]
     out = start(biq2021, tmp_path / "out", *flags)
     last = pd.read_csv(out / "run_predictions.csv").query("epoch == 2 and split == 'test'")
-    checkpoint = out / "test_efficientnet_ss_noatt_last.pth"
+    checkpoint = out / f"{SMALL}_ss_noatt_last.pth"
     np.testing.assert_allclose(scored(checkpoint, biq2021, last), last["score"], atol=2e-4)
     from datasets.images import decode
 

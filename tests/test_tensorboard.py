@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import train_resnet_improved as train
-from conftest import TINY
+from conftest import SMALL, TINY
 from errors import RunError
 from training.flags import parse_args
 from training.tensorboard import Board, check_tensorboard, numbers
@@ -46,7 +46,7 @@ def events(folder) -> dict[str, list[tuple[int, float]]]:
 
 def test_a_resumed_run_has_each_epoch_once(koniq10k, tmp_path):
     pytest.importorskip("tensorboard", reason="TensorBoard is not installed: it is optional")
-    flags = [*TINY, "--backbone", "test_efficientnet", "--data_path", koniq10k, "--run_name", "run"]
+    flags = [*TINY, "--backbone", SMALL, "--data_path", koniq10k, "--run_name", "run"]
     flags += ["--store_dir", tmp_path / "store", "--log_dir", tmp_path, "--save_model"]
     flags += ["--checkpoint_dir", tmp_path, "--tensorboard", tmp_path / "board"]
     (_, *epochs), _ = train.run(parse_args([*map(str, flags)]))
