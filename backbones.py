@@ -42,6 +42,7 @@ class ResNet50(nn.Module):
 
     channels = (256, 512, 1024, 2048)
     input_size = None  # any of at least 32
+    takes = 64
     normalisation = (MEAN, STD)
 
     def __init__(self, weights: dict[str, Tensor] | None = None):
@@ -66,7 +67,8 @@ class TimmBackbone(nn.Module):
 
     normalisation: mean and standard deviation of its pretrained configuration. Images come
     normalised for ImageNet, and are normalised again where the two differ. input_size: the only
-    side of square images that it takes; None if it takes others. options: for timm.
+    side of square images that it takes; None if it takes others, such as `takes`. options: for
+    timm.
     """
 
     def __init__(self, name: str, weights: str | Path | None, *, image_size: int | None, **options):
@@ -86,6 +88,7 @@ class TimmBackbone(nn.Module):
                 f"--backbone {name} takes crops of {self.input_size} only: give --patch_size "
                 f"{self.input_size}"
             )
+        self.takes = image_size or 224
         state = load_timm_weights(weights, name)
         self.net = create(name, out_indices=at, **state, **options)
         self.channels = tuple(self.net.feature_info.channels())

@@ -17,7 +17,7 @@ import numpy as np
 
 import data_loader as data
 from devices import autocast, choose_device, choose_precision, compile_in_place, memory_format
-from errors import RunError
+from errors import RunError, first_line
 from experiment import CONFIGURATIONS, PRESETS, RESNET50, configuration_name
 from folding import folded
 from metrics import agreement
@@ -91,12 +91,26 @@ def evaluated_size(args: argparse.Namespace) -> tuple[int, int]:
 
 def check_takes(model: "nn.Module", size: tuple[int, int]) -> None:
     """Raise RunError if the backbone takes no images of this height and width."""
-    only = model.backbone.input_size
+    import torch
+
+    backbone = model.backbone
+    only = backbone.input_size
     if only and size != (only, only):
         raise RunError(
             f"--test_crop full: the backbone takes images of {only} x {only} only, and they are "
             f"resized to {size[0]} x {size[1]}: give another --test_crop"
         )
+    was_training, image = backbone.training, torch.zeros(1, 3, *size)
+    try:
+        with torch.no_grad():
+            backbone.eval()(image.to(next(backbone.parameters()).device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise RunError(
+            f"the backbone takes no images of {size[0]} x {size[1]} ({first_line(error)}): give "
+            "another --patch_size, or for --test_crop full another --resize"
+        ) from error
+    finally:
+        backbone.train(was_training)
 
 
 def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
@@ -128,7 +142,8 @@ def crops_for_use(
     args.test_crop = test_crop or ("full" if args.test_crop == "full" else "grid")
     args.test_patch_num = crops_of_each(args.test_crop, test_patch_num, args.test_patch_num)
     size = evaluated_size(args)
-    check_takes(model, size)
+    if args.test_crop != model.config["flags"]["test_crop"]:
+        check_takes(model, size)
     return crops_of(args, np.zeros(1, int)), size
 
 

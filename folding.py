@@ -5,12 +5,11 @@ bias of the convolution before it take in: the same scores, up to rounding, in l
 """
 
 import copy
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
     from torch import Tensor, nn
-
-SMALLEST = 64  # side of an image that shows what a network computes, in pixels
 
 
 def folded(model: "nn.Module") -> "nn.Module":
@@ -44,33 +43,43 @@ def without_norm(norm: "nn.Module") -> "nn.Module":
 
 
 def convolutions_with_norm(model: "nn.Module") -> list[tuple["nn.Module", "nn.Module"]]:
-    """Each convolution with the BatchNorm that reads its result, by a forward pass."""
+    """Each convolution whose result one BatchNorm reads and nothing else, by a forward pass."""
     import torch
     from torch import nn
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
 
-    made, found, hooks = {}, [], []  # results are kept, so that each has another id
+    results, pairs, hooks = {}, [], []  # results are kept, so that each has another id
+    reads, calls = Counter(), Counter()
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            reads.update(id(each) for each in tree_leaves((args, kwargs)) if id(each) in results)
+            return operation(*args, **(kwargs or {}))
 
     def note(module: nn.Module, inputs: tuple, result: "Tensor") -> None:
+        calls[module] += 1
         if isinstance(module, nn.Conv2d):
-            made[id(result)] = module, result
-        elif id(inputs[0]) in made:
-            found.append((made[id(inputs[0])][0], module))
+            results[id(result)] = module, result
+        elif id(inputs[0]) in results:
+            pairs.append((id(inputs[0]), module))
 
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
             hooks.append(module.register_forward_hook(note))
     if not hooks:
         return []
-    with torch.inference_mode():
-        model(small_image(model.backbone))
+    with torch.inference_mode(), Reads():
+        model(any_image(model.backbone))
     for hook in hooks:
         hook.remove()
-    return found
+    found = [(results[result][0], norm) for result, norm in pairs if reads[result] == 1]
+    return [(conv, norm) for conv, norm in found if calls[conv] == calls[norm] == 1]
 
 
-def small_image(backbone: "nn.Module") -> "Tensor":
+def any_image(backbone: "nn.Module") -> "Tensor":
     """A black image (1, 3, H, W) that the backbone takes, on its device."""
     import torch
 
-    side = backbone.input_size or SMALLEST
+    side = backbone.input_size or backbone.takes
     return torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device)

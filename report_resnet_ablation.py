@@ -114,8 +114,8 @@ def main() -> int:
         if not args.folders:
             return report_alone(args, output)
         args.cross = read_cross(args)
-        args.recipe = read_runs(args.other_recipe).finished
-        if args.other_recipe and not args.recipe:
+        args.recipe = read_runs(args.other_recipe)
+        if args.other_recipe and not args.recipe.finished:
             raise ReportError("--other_recipe: no finished run in these folders")
         runs = read_runs(args.folders)
         for folder in (output, output / "figures"):
@@ -138,11 +138,14 @@ def main() -> int:
     if len(parts) > 1:
         files = f"report.md, report.html, table.txt, backbones.tex, figures/; {', '.join(parts)}/"
     print(f"The report is in {output}: {files}")
-    for problem in [*(run.reason for run in runs.failed), *runs.wrong]:
+    unknown = [*runs.unknown, *args.recipe.unknown]
+    for run in (*runs.failed, *args.recipe.failed):
+        print(f"note: {run.reason}", file=sys.stderr)
+    for problem in (*runs.wrong, *args.recipe.wrong):
         print(f"note: {problem}", file=sys.stderr)
-    for run in runs.unknown:
+    for run in unknown:
         print(f"error: {run.reason}", file=sys.stderr)
-    return 1 if runs.unknown else 0
+    return 1 if unknown else 0
 
 
 def add_predictions_flags(parser: argparse.ArgumentParser) -> None:
@@ -259,10 +262,10 @@ def compare_recipes(s: Statistics, args: argparse.Namespace) -> OtherRecipe | No
 
     Raises ReportError if there are none, but runs on other backbones.
     """
-    if not args.recipe:
+    if not args.other_recipe:
         return None
-    found = [run for run in args.recipe if run.backbone == s.backbone]
-    if not found:
+    found = args.recipe.by_backbone().get(s.backbone)
+    if not (found and found.finished):
         raise ReportError(f"--other_recipe: those folders have no finished run on {s.backbone}")
     return OtherRecipe(s, found)
 

@@ -180,6 +180,8 @@ def evaluate_epoch(run: Run, epoch: int) -> tuple[np.ndarray, np.ndarray | None]
     if needs_scale(run.args.loss):
         run.learner.score_map = (1.0, 0.0)
         scores, _ = evaluate_plan(run, run.scale_plan, f"{what} scale of the scores")
+        if not np.isfinite(scores).all():
+            raise run.not_finite(run.steps)
         images = run.scale_plan[:: len(run.scale_plan) // len(scores), 0]
         run.learner.score_map = straight_line(scores, run.image_mos[images])
     return evaluate_plan(run, run.test_plan, f"{what} evaluation")

@@ -11,7 +11,7 @@ from errors import ReportError
 from experiment import BASELINE, BOTH, COMPARISONS, FULL, RECIPE_FLAGS
 from reporting.formats import at_most, bounds, decimal, digits_of, listed, p_value, percent
 from reporting.parts import RECIPE, Section
-from reporting.runs import FinishedRun, check_comparable, differences, test_rows
+from reporting.runs import FinishedRun, Runs, check_comparable, differences, test_rows
 from reporting.scores import Combine, Scores, Truth, difference, difference_of_differences, relative
 from reporting.statistics import Statistics, leading_selection
 from resampling import Interval
@@ -29,10 +29,16 @@ class OtherRecipe:
     gains: the relative gain of both improvements by HERE and THERE. comparisons: one dictionary for
     each comparison in both: label; by HERE and THERE the difference in SRCC; change: that of THERE
     minus that of HERE, paired by images and seeds; p_holm. differing: the flags of the recipes, in
-    the words of runs.differences.
+    the words of runs.differences. problems: of the other runs, as Runs has them.
     """
 
-    def __init__(self, s: Statistics, runs: list[FinishedRun]):
+    def __init__(self, s: Statistics, others: Runs):
+        models = {run.model for run in s.runs}
+        runs = [run for run in others.finished if run.model in models]
+        if not runs:
+            raise ReportError("--other_recipe: it has none of the configurations of the report")
+        self.problems = others.problems
+        self.selections = {HERE: s.selection, THERE: leading_selection(runs)}
         others = rows_of(s, runs)
         self.differing = [
             flag
@@ -101,7 +107,7 @@ def rows_of(s: Statistics, runs: list[FinishedRun]) -> Rows:
     """
     check_comparable(runs)
     for other in {run.model: run for run in runs}.values():
-        run = next((r for r in s.runs if r.model == other.model), s.runs[0])
+        run = next(r for r in s.runs if r.model == other.model)
         if found := differences(run.config, other.config, RECIPE_FLAGS):
             raise ReportError(
                 f"--other_recipe: {other.name} differs from {run.name} in more than the recipe: "
@@ -161,12 +167,15 @@ def section(o: OtherRecipe) -> Section:
         ]
         for c in o.comparisons
     ]
+    here, there = o.selections[HERE], o.selections[THERE]
+    epochs = here if here == there else f"{HERE}: {here}; {THERE}: {there}"
     notes = [
-        "Differences in SRCC with 95% intervals, on the same test images, each with the epoch that "
-        "its own validation images choose. Change: the difference by the other recipe minus that "
-        f"by this one, paired by images and seeds. Holm: corrected for the {len(rows)} rows. "
+        f"Differences in SRCC with 95% intervals, on the same test images ({epochs}). Change: the "
+        "difference by the other recipe minus that by this one, over the seeds that both have, "
+        f"paired by images and seeds. Holm: corrected for the {len(rows)} rows. "
         "Smaller than: where no change is found, with 95% confidence (two one-sided tests).",
         f"The recipes differ in (this and the other): {listed(o.differing)}.",
+        *(f"Of the other recipe: {problem}." for problem in o.problems),
     ]
     header = ["", HERE, THERE, "change", "p", "p (Holm)", "smaller than"]
     return Section(

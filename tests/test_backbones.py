@@ -14,6 +14,7 @@ from backbones import build_backbone
 from conftest import ROOT, SMALL
 from data_loader import MEAN, STD
 from errors import RunError, WeightsError
+from evaluation import check_takes
 from experiment import FULL, RESNET50, STATIC, WIDE, rows_of
 from folding import convolutions_with_norm, folded
 from models_resnet_improved import ResNetImproved
@@ -82,20 +83,34 @@ def test_every_parameter_gets_a_gradient(network):
     assert weights.shape == (2, 4)
 
 
-def test_a_batch_norm_that_something_else_reads_first_is_not_folded():
-    class Between(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-            self.input_size = None
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda net, x: net.norm(net.conv(x).relu()),  # side by side, but not in sequence
+        lambda net, x: net.norm(y := net.conv(x)) + y,  # as the shortcuts of CoAtNet and MaxViT
+        lambda net, x: net.norm(net.conv(x)) + net.conv(-x),
+        lambda net, x: net.norm(net.conv(x)) + net.norm(x),
+    ],
+)
+def test_a_convolution_is_folded_only_if_its_norm_alone_reads_it(forward):
+    def model(forward):
+        model, net = nn.Module(), nn.Module()
+        net.conv, net.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        net.input_size = 8
+        model.backbone, model.forward = net, lambda x: forward(net, x)
+        return model.eval()
 
-        def forward(self, x):
-            return self.norm(self.conv(x).relu())  # declared side by side, but not in sequence
+    assert convolutions_with_norm(model(forward)) == []
+    assert len(convolutions_with_norm(model(lambda net, x: net.norm(net.conv(x))))) == 1
 
-    model = nn.Module()
-    model.backbone = Between()
-    model.forward = model.backbone.forward
-    assert convolutions_with_norm(model.eval()) == []
+
+def test_images_that_a_backbone_can_not_take_are_refused():
+    network = build("test_byobnet").train()
+    network.backbone.net.forward = lambda x: torch.zeros(2) + torch.zeros(x.shape[-1])
+    with pytest.raises(RunError, match=r"takes no images of 33 x 50 \(The size of tensor a"):
+        check_takes(network, (33, 50))
+    assert network.backbone.training
+    check_takes(build("test_byobnet"), (33, 50))
 
 
 @pytest.mark.parametrize("name", [RESNET50, SMALL])

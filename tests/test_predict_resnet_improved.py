@@ -69,6 +69,7 @@ def test_complete_images_are_scored_in_one_pass(trained, checkpoint, monkeypatch
     predict.score_images(model, paths[0])
     assert seen[1]["flips"].tolist() == [False, True]
     model.backbone.input_size = 32
+    model.config["flags"]["test_crop"] = "random"
     with pytest.raises(RunError, match="takes images of 32 x 32 only"):
         predict.score_images(model, paths, test_crop="full")
 

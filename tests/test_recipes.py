@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import data_loader as data
+import train_resnet_improved as train
 from conftest import SMALL
 from datasets.pixel_store import DeviceStore, PixelStore
 from errors import RunError
@@ -70,6 +71,12 @@ def test_a_batch_of_one_crop_can_not_be_compared():
     check_batches(**sizes, crops=25)
     with pytest.raises(RunError, match="leaves a last batch of one crop, and this --loss compares"):
         check_batches(**sizes, crops=25, compares=True)
+
+
+def test_a_scale_is_not_looked_for_in_scores_that_are_not_finite(tmp_path, biq2021, monkeypatch):
+    monkeypatch.setattr(train, "evaluate_plan", lambda *_: (np.full(8, np.nan), None))
+    with pytest.raises(RunError, match="the loss is not finite any more; try a lower --lr"):
+        start(biq2021, tmp_path / "out", *UNTRAINED, "--loss", "nin")
 
 
 @pytest.mark.parametrize("name", ["nin", "plcc", "l1+nin"])
@@ -196,7 +203,11 @@ def test_a_batch_norm_without_weights_is_frozen_as_well():
     name, norm = next((n, m) for n, m in model.backbone.named_modules() if "bn1" in n)
     bare = torch.nn.BatchNorm2d(norm.num_features, affine=False)
     model.backbone.set_submodule(name, bare)
-    assert bare in freeze(model, norms=True, stages=0)
+    norms = freeze(model, norms=True, stages=0)
+    assert bare in norms
+    other, network = copy.deepcopy(model).eval(), FrozenNorms(model, norms).eval()
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(network(images)[0], other(images)[0], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", SMALL])
@@ -305,6 +316,8 @@ def test_rates_warm_up_before_their_course_begins():
     cosine = rates("--warmup_epochs", "1")
     assert cosine[:3] == pytest.approx([1 / 3, 2 / 3, 1.0]) and cosine[-1] < 0.1
     assert cosine[2:] == sorted(cosine[2:], reverse=True)
+    latest = rates("--warmup_epochs", "4.99")  # hardly anything is left for the cosine
+    assert latest == sorted(latest) and latest[-1] == pytest.approx(1.0)
 
 
 # Whole images -----------------------------------------------------------------------------------
@@ -331,6 +344,8 @@ def test_whole_images_are_scored_by_the_network_alone(tmp_path, biq2021):
     last = pd.read_csv(out / "run_predictions.csv").query("epoch == 2 and split == 'test'")
     checkpoint = out / f"{SMALL}_ss_noatt_last.pth"
     np.testing.assert_allclose(scored(checkpoint, biq2021, last), last["score"], atol=2e-4)
+    card = (out / f"{SMALL}_ss_noatt_last_model_card.md").read_text()
+    assert "whole images, each with its mirror image" in " ".join(card.split())
     from datasets.images import decode
 
     model, wanted = load_model(checkpoint, "cpu"), []

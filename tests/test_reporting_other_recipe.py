@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import metrics
-from report_runs import MODELS, NAMES, change_record, reported, write_three
+from report_runs import MODELS, NAMES, change_record, reported, write_run, write_three
 
 SEEDS = (1, 2, 3)
 STRONG = {"loss": "l1+nin", "epochs": 1, "lr": 2e-4}
@@ -76,6 +76,19 @@ def test_runs_that_are_not_comparable_are_refused(tmp_path, capsys):
     here, other = two_ablations(tmp_path / "2", seeds=(1,), split_seed=3)
     err = reported(here, capsys, "--other_recipe", other, status=1)[2]
     assert "differs from exp1_baseline_seed1 in more than the recipe: --split_seed 0 and 3" in err
+
+
+def test_problems_of_the_other_runs_are_said_and_other_networks_left_out(tmp_path, capsys):
+    here, there = two_ablations(tmp_path, vals=0)
+    write_run(there, "exp4_hyperiqa_seed1", "hyperiqa", 9, seed=1, vals=0, **STRONG)
+    path = there / f"{NAMES[1]}_seed3.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))  # no epoch
+    results, _, err = reported(here, capsys, "--other_recipe", there)
+    assert f"note: {path}" in err
+    assert len(results["other_recipe"]["comparisons"]) == 3
+    text = " ".join((here / "report.md").read_text().split())
+    assert "test images (this recipe: chosen by val; the other: last epoch). Change: " in text
+    assert "over the seeds that both have" in text and f"Of the other recipe: {path}" in text
 
 
 def test_missing_rows_are_left_out(tmp_path, capsys):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import RunError
-from folding import foldable, small_image, without_norm
+from folding import any_image, foldable, without_norm
 from training.batch_norm import is_batch_norm
 
 
@@ -31,7 +31,7 @@ def first_stages(backbone: nn.Module, count: int) -> set[nn.Parameter]:
     if count == 0:
         return set()
     training, parameters = backbone.training, list(backbone.parameters())
-    maps = backbone.eval()(small_image(backbone))[:count]
+    maps = backbone.eval()(any_image(backbone))[:count]
     gradients = torch.autograd.grad(sum(m.sum() for m in maps), parameters, allow_unused=True)
     backbone.train(training)
     return {p for p, gradient in zip(parameters, gradients) if gradient is not None}
@@ -77,6 +77,7 @@ class FrozenNorms(nn.Module):
                     norm.eval()  # of the model, or one that no convolution takes in
         return self
 
+    @torch.compiler.disable
     @torch.no_grad()
     def build(self) -> None:
         """The skeleton: the network without these BatchNorms, whose tensors come with each call."""
@@ -84,7 +85,7 @@ class FrozenNorms(nn.Module):
         frozen = {skeleton.get_submodule(name) for name in self.names}
         names = {module: name for name, module in skeleton.named_modules()}
         for conv, norm in foldable(skeleton):
-            if norm not in frozen:
+            if norm not in frozen or norm.weight is None:
                 continue
             factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
             self.taken_in[names[conv]] = factor, norm.bias - norm.running_mean * factor

@@ -114,7 +114,8 @@ def build_learner(
     model = build_model(flags, initial_score)
     if initial:
         initial.put_into(model, head=args.init_head, mean=initial_score)
-    check_takes(model, evaluated_size(args))
+    for size in dict.fromkeys([(args.patch_size, args.patch_size), evaluated_size(args)]):
+        check_takes(model, size)
     costs = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "multiply_adds": multiply_adds(model, args.patch_size),
@@ -164,7 +165,7 @@ def build_optimizer(args: argparse.Namespace, model: "nn.Module", steps: int):
         capturable=new[0].is_cuda,  # in a CUDA graph
     )
     per_epoch = steps // args.epochs
-    warm_up = round(args.warmup_epochs * per_epoch)
+    warm_up = min(round(args.warmup_epochs * per_epoch), steps - 1)  # one step for the schedule
 
     def factor(step: int) -> float:
         """Of the rates at a step, counted from 0."""

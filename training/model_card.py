@@ -46,6 +46,8 @@ def write_card(
     crops = f"the mean of {flags['test_patch_num']} crops of {flags['patch_size']} pixels"
     if flags["test_crop"] == "full":
         crops = "whole images"
+    if flags["test_flip"]:
+        crops += ", each with its mirror image"
     lines = dict(line.split(maxsplit=1) for line in describe(config).splitlines())
     demo = " **It is the synthetic data set of the demo: not for any real use.**"
     weights = Path(flags["backbone_weights"]).name
