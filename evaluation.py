@@ -100,10 +100,10 @@ def check_takes(model: "nn.Module", size: tuple[int, int]) -> None:
             f"--test_crop full: the backbone takes images of {only} x {only} only, and they are "
             f"resized to {size[0]} x {size[1]}: give another --test_crop"
         )
-    was_training, image = backbone.training, torch.zeros(1, 3, *size)
+    was_training, device = backbone.training, next(backbone.parameters()).device
     try:
         with torch.no_grad():
-            backbone.eval()(image.to(next(backbone.parameters()).device))
+            backbone.eval()(torch.zeros(1, 3, *size, device=device))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise RunError(
             f"the backbone takes no images of {size[0]} x {size[1]} ({first_line(error)}): give "
@@ -142,7 +142,7 @@ def crops_for_use(
     args.test_crop = test_crop or ("full" if args.test_crop == "full" else "grid")
     args.test_patch_num = crops_of_each(args.test_crop, test_patch_num, args.test_patch_num)
     size = evaluated_size(args)
-    if args.test_crop != model.config["flags"]["test_crop"]:
+    if size != evaluated_size(argparse.Namespace(**model.config["flags"])):
         check_takes(model, size)
     return crops_of(args, np.zeros(1, int)), size
 
