@@ -198,6 +198,15 @@ def test_a_backbone_without_batch_norm_has_nothing_to_freeze():
     assert freeze(model, norms=False, stages=1) == []
 
 
+def test_frozen_norms_are_compiled_as_one_graph():
+    model = with_used_norms(SMALL)
+    network = FrozenNorms(model, freeze(model, norms=True, stages=1)).train()
+    images = torch.randn(4, 3, 64, 64)
+    wanted = network(images)[0]
+    network.compile(backend="eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(network(images)[0], wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_a_batch_norm_without_weights_is_frozen_as_well():
     model = ResNetImproved(**PLAIN, backbone=SMALL)
     name, norm = next((n, m) for n, m in model.backbone.named_modules() if "bn1" in n)

@@ -46,8 +46,8 @@ class FrozenNorms(nn.Module):
     and gradients are those of BatchNorm in eval mode, up to rounding.
 
     model: the network itself, with the names and numbers that it always has. It must be on its
-    device, with its final weights of BatchNorm, before the first forward pass. norms: those of its
-    modules that `freeze` returned.
+    device, with its final weights of BatchNorm, before the first call of train or eval, which comes
+    before the first forward pass. norms: those of its modules that `freeze` returned.
     """
 
     def __init__(self, model: nn.Module, norms: list[nn.Module]):
@@ -59,8 +59,6 @@ class FrozenNorms(nn.Module):
         self.taken_in: dict[str, tuple[Tensor, Tensor]] = {}
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.skeleton:
-            self.build()
         tensors = dict(self.tensors)
         for conv, (factor, shift) in self.taken_in.items():
             weight, bias = f"{conv}.weight", f"{conv}.bias"
@@ -70,6 +68,8 @@ class FrozenNorms(nn.Module):
 
     def train(self, mode: bool = True) -> "FrozenNorms":
         super().train(mode)
+        if not self.skeleton:  # not in the forward pass, which is compiled
+            self.build()
         for network in (self.model, *self.skeleton):
             network.train(mode)
             for name in self.names:
@@ -77,7 +77,6 @@ class FrozenNorms(nn.Module):
                     norm.eval()  # of the model, or one that no convolution takes in
         return self
 
-    @torch.compiler.disable
     @torch.no_grad()
     def build(self) -> None:
         """The skeleton: the network without these BatchNorms, whose tensors come with each call."""
@@ -96,4 +95,3 @@ class FrozenNorms(nn.Module):
         names = [n for n, _ in (*skeleton.named_parameters(), *skeleton.named_buffers())]
         self.tensors = {name: own[name] for name in names if name in own}  # not new biases
         self.skeleton.append(skeleton.to("meta"))
-        self.train(self.training)
