@@ -42,7 +42,7 @@ class ResNet50(nn.Module):
 
     channels = (256, 512, 1024, 2048)
     input_size = None  # any of at least 32
-    takes = 64
+    takes = 64  # the side of a small image, to look at what it computes
     normalisation = (MEAN, STD)
 
     def __init__(self, weights: dict[str, Tensor] | None = None):

@@ -19,7 +19,7 @@ import data_loader as data
 from devices import autocast, choose_device, choose_precision, compile_in_place, memory_format
 from errors import RunError, first_line
 from experiment import CONFIGURATIONS, PRESETS, RESNET50, configuration_name
-from folding import folded
+from folding import folded, in_eval_mode
 from metrics import agreement
 from published import find_checkpoint
 
@@ -100,17 +100,14 @@ def check_takes(model: "nn.Module", size: tuple[int, int]) -> None:
             f"--test_crop full: the backbone takes images of {only} x {only} only, and they are "
             f"resized to {size[0]} x {size[1]}: give another --test_crop"
         )
-    was_training, device = backbone.training, next(backbone.parameters()).device
     try:
-        with torch.no_grad():
-            backbone.eval()(torch.zeros(1, 3, *size, device=device))
+        with torch.no_grad(), in_eval_mode(backbone):
+            backbone(torch.zeros(1, 3, *size, device=next(backbone.parameters()).device))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise RunError(
             f"the backbone takes no images of {size[0]} x {size[1]} ({first_line(error)}): give "
             "another --patch_size, or for --test_crop full another --resize"
         ) from error
-    finally:
-        backbone.train(was_training)
 
 
 def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
@@ -374,8 +371,7 @@ def multiply_adds(model: "nn.Module", patch_size: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training, image = model.training, torch.zeros(1, 3, patch_size, patch_size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.eval()(image.to(next(model.parameters()).device))
-    model.train(was_training)
+    image = torch.zeros(1, 3, patch_size, patch_size, device=next(model.parameters()).device)
+    with torch.no_grad(), in_eval_mode(model), FlopCounterMode(display=False) as counter:
+        model(image)
     return counter.get_total_flops() // 2

@@ -6,6 +6,8 @@ bias of the convolution before it take in: the same scores, up to rounding, in l
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # imported when work begins, so that --help and errors come at once
@@ -75,6 +77,16 @@ def convolutions_with_norm(model: "nn.Module") -> list[tuple["nn.Module", "nn.Mo
         hook.remove()
     found = [(results[result][0], norm) for result, norm in pairs if reads[result] == 1]
     return [(conv, norm) for conv, norm in found if calls[conv] == calls[norm] == 1]
+
+
+@contextmanager
+def in_eval_mode(module: "nn.Module") -> "Iterator[nn.Module]":
+    """The module in eval mode; afterwards it is in the mode that it was in."""
+    was_training = module.training
+    try:
+        yield module.eval()
+    finally:
+        module.train(was_training)
 
 
 def any_image(backbone: "nn.Module") -> "Tensor":

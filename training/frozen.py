@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from errors import RunError
-from folding import any_image, foldable, without_norm
+from folding import any_image, foldable, in_eval_mode, without_norm
 from training.batch_norm import is_batch_norm
 
 
@@ -30,10 +30,10 @@ def first_stages(backbone: nn.Module, count: int) -> set[nn.Parameter]:
     """The parameters that the first maps depend on, found by the gradients of their sums."""
     if count == 0:
         return set()
-    training, parameters = backbone.training, list(backbone.parameters())
-    maps = backbone.eval()(any_image(backbone))[:count]
+    parameters = list(backbone.parameters())
+    with in_eval_mode(backbone):
+        maps = backbone(any_image(backbone))[:count]
     gradients = torch.autograd.grad(sum(m.sum() for m in maps), parameters, allow_unused=True)
-    backbone.train(training)
     return {p for p, gradient in zip(parameters, gradients) if gradient is not None}
 
 

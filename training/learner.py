@@ -114,7 +114,7 @@ def build_learner(
     model = build_model(flags, initial_score)
     if initial:
         initial.put_into(model, head=args.init_head, mean=initial_score)
-    for size in dict.fromkeys([(args.patch_size, args.patch_size), evaluated_size(args)]):
+    for size in {(args.patch_size, args.patch_size), evaluated_size(args)}:
         check_takes(model, size)
     costs = {
         "parameters": sum(p.numel() for p in model.parameters()),
