@@ -288,9 +288,23 @@ def test_an_average_keeps_its_share_of_itself():
     with torch.no_grad():
         for p in model.parameters():
             p.add_(4.0)
-    average.update()
+    average.update(26)  # 27/36: from here on the share is 0.75
     for old, new in zip(before, average.model.parameters()):
         torch.testing.assert_close(new, old + 1)
+
+
+def test_an_average_soon_forgets_what_was_there_before_training():
+    """Such as running statistics that don't fit: a hundredth of those would spoil the scores."""
+    model = ResNetImproved(**PLAIN, backbone=SMALL)
+    average = Average(model, 0.97)
+    variances = [b for n, b in average.model.named_buffers() if n.endswith("running_var")]
+    for variance in variances:
+        variance.fill_(1000.0)
+    for step in range(1, 51):
+        average.update(step)
+    own = [b for n, b in model.named_buffers() if n.endswith("running_var")]
+    assert own
+    torch.testing.assert_close(variances, own)
 
 
 def test_the_average_is_evaluated_and_saved(tmp_path, biq2021):

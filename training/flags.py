@@ -276,7 +276,7 @@ def build_parser(kind: type[argparse.ArgumentParser]) -> argparse.ArgumentParser
         default=LATER_RECIPE["ema"],
         metavar="DECAY",
         help="evaluate and save an average of the weights over the steps, which keeps this much of "
-        "itself at each step, such as 0.99; 0: the weights themselves",
+        "itself at each step, such as 0.99 (less in the first steps); 0: the weights themselves",
     )
     flag(
         "--seed",
