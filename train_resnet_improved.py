@@ -115,7 +115,7 @@ def train_one_epoch(
             results.add(*train_step(learner, batch, mos))
         learner.scheduler.step()
         if learner.average is not None:
-            learner.average.update(learner.scheduler.last_epoch)  # its steps so far
+            learner.average.update(learner.scheduler.last_epoch)  # steps of the run
         if between_steps:
             between_steps()
 

@@ -106,7 +106,7 @@ def test_documented_training_commands_are_understood(text):
 
 def test_training_commands_of_all_pages_are_understood():
     commands = arguments_of("train_resnet_improved.py", ALL_ENGLISH)
-    assert len(commands) == 10
+    assert len(commands) == 11
     for command in commands:
         parse_args(command)
 

@@ -288,13 +288,12 @@ def test_an_average_keeps_its_share_of_itself():
     with torch.no_grad():
         for p in model.parameters():
             p.add_(4.0)
-    average.update(26)  # 27/36: from here on the share is 0.75
+    average.update(1000)
     for old, new in zip(before, average.model.parameters()):
         torch.testing.assert_close(new, old + 1)
 
 
 def test_an_average_soon_forgets_what_was_there_before_training():
-    """Such as running statistics that don't fit: a hundredth of those would spoil the scores."""
     model = ResNetImproved(**PLAIN, backbone=SMALL)
     average = Average(model, 0.97)
     variances = [b for n, b in average.model.named_buffers() if n.endswith("running_var")]
@@ -307,9 +306,13 @@ def test_an_average_soon_forgets_what_was_there_before_training():
     torch.testing.assert_close(variances, own)
 
 
-def test_the_average_is_evaluated_and_saved(tmp_path, biq2021):
+def test_the_average_is_evaluated_and_saved(tmp_path, biq2021, monkeypatch):
     flags = [*UNTRAINED, "--save_model", "--lr", 1e-3, "--train_patch_num", 4, "--ema", 0.9]
+    update, counts = Average.update, []
+    spied = lambda self, steps: (counts.append(steps), update(self, steps))  # noqa: E731
+    monkeypatch.setattr(Average, "update", spied)
     out = start(biq2021, tmp_path / "out", *flags)
+    assert counts == [*range(1, 23)]  # of both epochs
     saved = torch.load(out / f"{SMALL}_ss_noatt_last.pth", weights_only=True)
     state = torch.load(out / "run_state.pth", weights_only=True)
     names = list(dict(ResNetImproved(**PLAIN, backbone=SMALL).named_parameters()))

@@ -205,8 +205,8 @@ class Average:
 
     After each step it keeps a share of itself and takes the rest from the network (an exponential
     moving average). The share rises with the steps up to `decay`, as in TensorFlow's
-    ExponentialMovingAverage with num_updates. So what was there before the first step is soon
-    forgotten: 3% of a running variance of 1 is much where the images' own is 0.002. Running
+    ExponentialMovingAverage with num_updates. So it soon forgets what was there before the first
+    step: 3% of a running variance of 1 is much where that of the images is 0.002. Running
     statistics of BatchNorm are averaged as well.
     """
 
