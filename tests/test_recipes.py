@@ -309,8 +309,12 @@ def test_an_average_soon_forgets_what_was_there_before_training():
 def test_the_average_is_evaluated_and_saved(tmp_path, biq2021, monkeypatch):
     flags = [*UNTRAINED, "--save_model", "--lr", 1e-3, "--train_patch_num", 4, "--ema", 0.9]
     update, counts = Average.update, []
-    spied = lambda self, steps: (counts.append(steps), update(self, steps))  # noqa: E731
-    monkeypatch.setattr(Average, "update", spied)
+
+    def counted(self, steps):
+        counts.append(steps)
+        update(self, steps)
+
+    monkeypatch.setattr(Average, "update", counted)
     out = start(biq2021, tmp_path / "out", *flags)
     assert counts == [*range(1, 23)]  # of both epochs
     saved = torch.load(out / f"{SMALL}_ss_noatt_last.pth", weights_only=True)

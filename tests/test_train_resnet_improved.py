@@ -347,7 +347,7 @@ def test_an_output_folder_that_cannot_be_made_is_found_before_training(koniq10k,
     [
         (signal.SIGINT, "SIGINT", 130),
         pytest.param(signal.SIGTERM, "SIGTERM", 143, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, "SIGHUP", 129, marks=pytest.mark.slow),  # a closed terminal
+        (signal.SIGHUP, "SIGHUP", 129),  # of a terminal that is closed
     ],
 )
 def test_a_signal_ends_a_run_without_a_traceback(koniq10k, tmp_path, signal_number, name, status):
