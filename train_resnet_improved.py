@@ -61,6 +61,10 @@ if TYPE_CHECKING:  # imported when work begins, so that --help and errors come a
     from torch import Tensor, nn
 
 
+# What the connection to a process that cuts crops ends with, until PyTorch sees that it has died.
+DYING_WORKER = (ConnectionResetError, ConnectionRefusedError, EOFError)
+
+
 # The step ---------------------------------------------------------------------------------------
 
 
@@ -352,10 +356,11 @@ def run(args: argparse.Namespace) -> Trained:
             with this.stopping:
                 learn(this)
         ranks.stop()
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+    except (RuntimeError, *DYING_WORKER) as error:
+        if isinstance(error, DYING_WORKER) or "DataLoader worker" in str(error):
+            reason = (str(error) or "its connection has ended").splitlines()[0]
             raise RunError(
-                f"a process that cuts crops has died ({str(error).splitlines()[0]}): give more "
+                f"a process that cuts crops has died ({reason}): give more "
                 "memory (in a container: shared memory), or --workers 0"
             ) from error
         if ranks.count == 1 or not died_elsewhere(error):

@@ -300,6 +300,18 @@ def test_a_worker_that_dies_is_one_sentence(koniq10k, tmp_path):
     refused(done, "a process that cuts crops has died", "--workers 0")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [pytest.param("ConnectionResetError(104, 'reset')", marks=pytest.mark.slow), "EOFError()"],
+)
+def test_so_is_one_that_is_not_yet_known_to_be_dead(koniq10k, tmp_path, error):
+    """Its connection has ended by then; for such an end, a stand-in raises the error."""
+    before = "from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Workers\n"
+    before += f"def ended(*_): raise {error}\nWorkers._next_data = ended"
+    done = process(argv(koniq10k, tmp_path / "out", "--workers", 1), before=before)
+    refused(done, "a process that cuts crops has died", "--workers 0")
+
+
 def test_two_runs_of_one_name_never_mix(koniq10k, tmp_path):
     command = [sys.executable, ROOT / "train_resnet_improved.py"]
     command += argv(koniq10k, tmp_path / "out", "--save_model", "--epochs", 4)
