@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = Path(torch.__file__).resolve().parents[1]  # may lie in the checkout, as .venv does
 CUDA = torch.device("cuda", 0)
 READ = {  # functions that read a value of the device
     *(Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__),
@@ -68,8 +69,8 @@ class PretendedCuda(TorchFunctionMode):
             raise WaitsError(f"in a CUDA graph: {resolve_name(func) or func}")
         for frame in reversed(traceback.extract_stack()):
             path = Path(frame.filename)
-            ours = path.is_relative_to(ROOT) and path != Path(__file__)
-            if ours and not frame.name.startswith("<"):  # not a comprehension
+            ours = path.is_relative_to(ROOT) and not path.is_relative_to(LIBRARIES)
+            if ours and path != Path(__file__) and not frame.name.startswith("<"):  # not a comprehension
                 self.waits[f"{path.name} {frame.name}"] += 1
                 return
 
