@@ -70,7 +70,8 @@ class PretendedCuda(TorchFunctionMode):
         for frame in reversed(traceback.extract_stack()):
             path = Path(frame.filename)
             ours = path.is_relative_to(ROOT) and not path.is_relative_to(LIBRARIES)
-            if ours and path != Path(__file__) and not frame.name.startswith("<"):  # not a comprehension
+            comprehension = frame.name.startswith("<")
+            if ours and path != Path(__file__) and not comprehension:
                 self.waits[f"{path.name} {frame.name}"] += 1
                 return
 

@@ -345,7 +345,8 @@ def test_an_output_folder_that_cannot_be_made_is_found_before_training(koniq10k,
 @pytest.mark.parametrize(
     "signal_number, name, status",
     [
-        (signal.SIGINT, "SIGINT", 130),
+        # test_resume has these two, and the state that they leave
+        pytest.param(signal.SIGINT, "SIGINT", 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "SIGTERM", 143, marks=pytest.mark.slow),
         (signal.SIGHUP, "SIGHUP", 129),  # of a terminal that is closed
     ],
