@@ -42,6 +42,7 @@ def test_on(
     store_dir: str = "pixel_store",
     test_crop: str | None = None,
     test_patch_num: int | None = None,
+    test_flip: bool | None = None,
     amp: str = "auto",
     own_csv: CsvOptions | None = None,
     skip_trained: bool = False,
@@ -75,6 +76,7 @@ def test_on(
     options.test_patch_num = crops_of_each(
         options.test_crop, test_patch_num, options.test_patch_num
     )
+    options.test_flip = options.test_flip if test_flip is None else test_flip
     # With the validation images the batches, and so the scores, are exactly those of training.
     table = table[table["split"].isin(("val", "test"))].reset_index(drop=True)
     opened = open_data(options, device, (table, source))

@@ -127,17 +127,22 @@ def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
 
 
 def crops_for_use(
-    model: "nn.Module", test_crop: str | None = None, test_patch_num: int | None = None
+    model: "nn.Module",
+    test_crop: str | None = None,
+    test_patch_num: int | None = None,
+    test_flip: bool | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """The crops (P, 4) on which a model in use scores each image, and their height and width.
 
     test_crop: None for complete images if those were evaluated in the model's training, and for a
-    grid otherwise. test_patch_num: crops per image, None for those of the training. Mirror images
-    are added if the training had --test_flip. Raises RunError for what does not fit.
+    grid otherwise. test_patch_num: crops per image, None for those of the training. test_flip:
+    whether their mirror images are added, None as in the training. Raises RunError for what does
+    not fit.
     """
     args = argparse.Namespace(**model.config["flags"])
     args.test_crop = test_crop or ("full" if args.test_crop == "full" else "grid")
     args.test_patch_num = crops_of_each(args.test_crop, test_patch_num, args.test_patch_num)
+    args.test_flip = args.test_flip if test_flip is None else test_flip
     size = evaluated_size(args)
     if size != evaluated_size(argparse.Namespace(**model.config["flags"])):
         check_takes(model, size)

@@ -143,7 +143,8 @@ def quiet():
 def export(args: argparse.Namespace) -> None:
     """Write the file, and print what it takes and gives."""
     model = load_model(args.checkpoint, "cpu", published=args.model)
-    plan, size = crops_for_use(model, args.test_crop, args.test_patch_num)
+    crops = {name: getattr(args, name) for name in ("test_crop", "test_patch_num", "test_flip")}
+    plan, size = crops_for_use(model, **crops)
 
     import torch
 
@@ -172,7 +173,6 @@ def export(args: argparse.Namespace) -> None:
             ) from error
         check = "none: onnxruntime is not installed"
         if run := runner(content, args.output.suffix):
-            crops = {"test_crop": args.test_crop, "test_patch_num": args.test_patch_num}
             differences = []
             for images in (noise(*of_size) for of_size in SIZES):
                 table = score_images(model, images.numpy(), amp="off", **crops)

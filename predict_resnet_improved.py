@@ -75,6 +75,7 @@ def score_images(
     *,
     test_crop: str | None = None,
     test_patch_num: int | None = None,
+    test_flip: bool | None = None,
     plan: np.ndarray | None = None,
     batch_size: int | None = None,
     amp: str = "auto",
@@ -89,8 +90,9 @@ def score_images(
     model's checkpoint says. All images get the same crops, so that a score depends on its image
     alone. test_crop: 'grid', 'center', 'random' (drawn once) or 'full' (the complete resized
     image); None is 'full' for a model that was so evaluated in its training, and 'grid' for others.
-    test_patch_num: crops per image, None for those of the training. plan: (P, 4) crops as of
-    data_loader.test_plan, in the place of these two.
+    test_patch_num: crops per image, None for those of the training. test_flip: whether their mirror
+    images are scored as well, None as in the training. plan: (P, 4) crops as of
+    data_loader.test_plan, in the place of these three.
     amp: 'auto', 'bf16', 'fp16' or 'off', see evaluation.precision_of. show: print progress.
     each: called as each(image, scores (P,), plan (P, 4)) for every image that was scored.
     An unreadable file or image has no score (NaN), and its error says why. Raises RunError if
@@ -106,7 +108,7 @@ def score_images(
     device = next(model.parameters()).device
     size = (flags["patch_size"], flags["patch_size"])
     if plan is None:
-        plan, size = crops_for_use(model, test_crop, test_patch_num)
+        plan, size = crops_for_use(model, test_crop, test_patch_num, test_flip)
     per_image = len(plan)
     errors: dict[int, str] = {}
     batch_size = batch_size or evaluation_batch(device, size)
@@ -222,6 +224,11 @@ def add_use_flags(flag: Callable[..., argparse.Action], crops: str) -> None:
         metavar="N",
         help="crops per image (default: as in the checkpoint's training)",
     )
+    flag(
+        "--test_flip",
+        action=argparse.BooleanOptionalAction,
+        help="score the mirror image of each crop as well (default: as in the training)",
+    )
 
 
 def parse_args() -> argparse.Namespace:
@@ -331,6 +338,7 @@ def score(args: argparse.Namespace) -> int:
         files,
         test_crop=args.test_crop,
         test_patch_num=args.test_patch_num,
+        test_flip=args.test_flip,
         amp=args.amp,
         show=True,
     )
@@ -419,6 +427,7 @@ def test(args: argparse.Namespace) -> int:
                 store_dir=args.store_dir,
                 test_crop=args.test_crop,
                 test_patch_num=args.test_patch_num,
+                test_flip=args.test_flip,
                 amp=args.amp,
                 own_csv=csv_options(args),
                 skip_trained=args.skip_trained,

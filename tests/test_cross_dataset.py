@@ -116,8 +116,8 @@ def test_other_data_sets_are_tested_with_their_own_resize(trained, checkpoint, t
     assert "koniq-10k" in said.out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("crop", ["center", "grid"])
-def test_a_test_takes_other_crops_than_the_training(trained, checkpoint, crop):
+@pytest.mark.parametrize("crop, flip", [("center", None), ("grid", None), ("center", True)])
+def test_a_test_takes_other_crops_than_the_training(trained, checkpoint, crop, flip):
     model = predict.load_model(checkpoint, "cpu")
     found = cross_dataset.test_on(
         model,
@@ -125,9 +125,10 @@ def test_a_test_takes_other_crops_than_the_training(trained, checkpoint, crop):
         str(trained / "koniq-10k"),
         store_dir=str(trained / "store"),
         test_crop=crop,
+        test_flip=flip,
     )
     paths = [trained / "koniq-10k" / "1024x768" / Path(name).name for name in found["image"]]
-    alone = predict.score_images(model, paths, test_crop=crop)
+    alone = predict.score_images(model, paths, test_crop=crop, test_flip=flip)
     assert np.allclose(found["score"], alone["score"], atol=2e-5)
 
 

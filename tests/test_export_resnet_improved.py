@@ -97,10 +97,10 @@ def small(tmp_path_factory, photos):
 
 
 def test_exported_scores_are_those_of_prediction(small, photos, tmp_path, capsys):
-    output = exported(small, tmp_path / "model.pt2", "--test_patch_num", 4)
-    assert compare(output, small, photos, **GRID) < 1e-3
+    output = exported(small, tmp_path / "model.pt2", "--test_patch_num", 4, "--test_flip")
+    assert compare(output, small, photos, **GRID, test_flip=True) < 1e-3
     said = capsys.readouterr().out
-    assert "score, stage_weights: float32" in said and "4 crop(s) of 32 x 32" in said
+    assert "score, stage_weights: float32" in said and "8 crop(s) of 32 x 32" in said
     extra = {"about.json": ""}
     torch.export.load(output, extra_files=extra)
     assert '"model": "resnet_improved_ms_att"' in extra["about.json"]

@@ -49,6 +49,21 @@ def test_scores_are_sorted_and_shown_on_a_page(trained, checkpoint, tmp_path, ca
     assert "resnet_improved_ms_att_last.pth (resnet_improved_ms_att, resnet50), trained" in page
 
 
+def test_mirror_images_are_scored_as_well(trained, checkpoint, tmp_path, capsys):
+    path = sorted((trained / "koniq-10k" / "1024x768").iterdir())[0]
+    image, both = predict.decode(path, 48, 40), [tmp_path / "a.png", tmp_path / "b.png"]
+    for name, pixels in zip(both, (image, image[:, ::-1])):
+        Image.fromarray(pixels).save(name)
+    flags = ["--checkpoint", checkpoint, "--test_crop", "full", "--amp", "off", *both]
+    found = {}
+    for flip in ("--no-test_flip", "--test_flip"):
+        predicted(capsys, *flags, flip, "--output", tmp_path / "scores.csv")
+        found[flip] = pd.read_csv(tmp_path / "scores.csv")["score"].to_numpy()
+    one, mirrored = found["--no-test_flip"]
+    assert abs(one - mirrored) > 1e-3  # the two differ
+    assert found["--test_flip"] == pytest.approx([(one + mirrored) / 2] * 2, abs=1e-4)
+
+
 def test_complete_images_are_scored_in_one_pass(trained, checkpoint, monkeypatch):
     seen = []
 
@@ -68,6 +83,8 @@ def test_complete_images_are_scored_in_one_pass(trained, checkpoint, monkeypatch
     model.config["flags"]["test_flip"] = True  # as its training evaluated
     predict.score_images(model, paths[0])
     assert seen[1]["flips"].tolist() == [False, True]
+    predict.score_images(model, paths, test_flip=False)
+    assert seen[2]["flips"].tolist() == [False, False]
     model.backbone.input_size = 32
     model.config["flags"]["test_crop"] = "random"
     with pytest.raises(RunError, match="takes images of 32 x 32 only"):

@@ -89,7 +89,7 @@ def test_every_flag_is_documented_and_no_other(capsys):
     of_the_script |= {"--no_page"}
     of_the_report = {"--resamples", "--leave_out", "--watch", "--predictions", "--skip_others"}
     of_the_report |= {"--cross_data_sets", "--other_recipe"}
-    of_benchmarks = {"--out", "--target"}
+    of_benchmarks = {"--out", "--target", "--recipes"}
     known = of_training | of_the_script | of_prediction | of_the_report | of_benchmarks
     assert of_training <= flags(PAGES["docs/flags.md"])
     assert of_training - {"--no"} <= flags(ENGLISH)  # of --no-use_multiscale
