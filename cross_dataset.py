@@ -16,7 +16,7 @@ from datasets.readers import CsvOptions
 from errors import DataError, RunError
 from evaluation import (
     check_takes,
-    crops_of_each,
+    choose_crops,
     evaluate,
     evaluated_crops,
     evaluated_size,
@@ -64,7 +64,7 @@ def test_on(
         given = CsvOptions(image_dir=given.image_dir)
     is_known = model.trained_on is not None
     table, source = labels_to_test(model.config, options, dataset, given, split, is_known=is_known)
-    options.test_crop = test_crop or options.test_crop
+    choose_crops(options, test_crop, test_patch_num, test_flip)
     if options.test_crop == "full":
         check_takes(model, evaluated_size(options))
     elif options.patch_size > min(options.resize):
@@ -73,10 +73,6 @@ def test_on(
             f"{options.resize[1]}, smaller than the checkpoint's crops ({options.patch_size})"
         )
     options.store_dir, options.store_device, options.workers = store_dir, "cpu", 0
-    options.test_patch_num = crops_of_each(
-        options.test_crop, test_patch_num, options.test_patch_num
-    )
-    options.test_flip = options.test_flip if test_flip is None else test_flip
     # With the validation images the batches, and so the scores, are exactly those of training.
     table = table[table["split"].isin(("val", "test"))].reset_index(drop=True)
     opened = open_data(options, device, (table, source))

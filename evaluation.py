@@ -126,6 +126,21 @@ def crops_of_each(test_crop: str, given: int | None, trained: int) -> int:
     return given or trained
 
 
+def choose_crops(
+    args: argparse.Namespace,
+    test_crop: str | None,
+    test_patch_num: int | None,
+    test_flip: bool | None,
+) -> None:
+    """Set the flags of a training's evaluation to what is given; None keeps what they are.
+
+    Raises RunError for what does not fit.
+    """
+    args.test_crop = test_crop or args.test_crop
+    args.test_patch_num = crops_of_each(args.test_crop, test_patch_num, args.test_patch_num)
+    args.test_flip = args.test_flip if test_flip is None else test_flip
+
+
 def crops_for_use(
     model: "nn.Module",
     test_crop: str | None = None,
@@ -140,9 +155,8 @@ def crops_for_use(
     not fit.
     """
     args = argparse.Namespace(**model.config["flags"])
-    args.test_crop = test_crop or ("full" if args.test_crop == "full" else "grid")
-    args.test_patch_num = crops_of_each(args.test_crop, test_patch_num, args.test_patch_num)
-    args.test_flip = args.test_flip if test_flip is None else test_flip
+    default = "full" if args.test_crop == "full" else "grid"
+    choose_crops(args, test_crop or default, test_patch_num, test_flip)
     size = evaluated_size(args)
     if size != evaluated_size(argparse.Namespace(**model.config["flags"])):
         check_takes(model, size)
