@@ -144,6 +144,15 @@ def scored_again(out: Path) -> np.ndarray:
     return evaluate(model, opened.loader(plan, 64), 3, device=device, precision="off")[0]
 
 
+@pytest.mark.slow  # test_two_processes_do_the_work_of_one ends with this, too
+def test_every_process_evaluates_the_network_that_is_saved(folder, tmp_path):
+    out = tmp_path / "out"
+    done = trained(folder, out, "--epochs", 1, "--lr", 1e-3, "--train_patch_num", 8, ranks=2)
+    assert done.returncode == 0, done.stderr
+    evaluated = pd.read_csv(out / "run_predictions.csv")
+    assert np.abs(evaluated["score"] - scored_again(out)).max() <= 2e-6  # each rounded to 1e-6
+
+
 def test_after_a_signal_no_process_leaves_before_the_state_is_written(folder, tmp_path):
     flags = ["--train_patch_num", 4]
     done = trained(folder, tmp_path / "out", *flags, ranks=2, stops_at=2)
