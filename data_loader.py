@@ -13,7 +13,7 @@ import copy
 import functools
 import signal
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -213,16 +213,26 @@ def make_loader(batches: Batches, *, workers: int, pin: bool) -> "torch.utils.da
         batches,
         batch_size=None,
         num_workers=workers if on_host else 0,
-        worker_init_fn=leave_signals_to_the_run,
+        worker_init_fn=begin_worker,
         pin_memory=pin and on_host,
         generator=torch.Generator(),  # its own, so that the loader leaves the global one alone
     )
 
 
-def leave_signals_to_the_run(_: int) -> None:
-    """A worker goes on when a signal reaches all processes: the run ends it in time."""
+def begin_worker(_: int) -> None:
+    """A worker leaves signals and the last word to the run, which ends it in time.
+
+    multiprocessing hands batches over in a thread that shows its errors by sys.excepthook. A
+    connection that ends there means that the run ends, which the run explains itself.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+    def show(kind: type, *rest: Any) -> None:
+        if not issubclass(kind, (ConnectionError, EOFError)):
+            sys.__excepthook__(kind, *rest)
+
+    sys.excepthook = show
 
 
 def to_network_input(batch: dict[str, "Tensor"], device: "torch.device") -> "Tensor":

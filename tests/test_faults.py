@@ -312,6 +312,18 @@ def test_so_is_one_that_is_not_yet_known_to_be_dead(koniq10k, tmp_path, error):
     refused(done, "a process that cuts crops has died", "--workers 0")
 
 
+def test_a_worker_is_silent_when_the_run_leaves_it(koniq10k, tmp_path):
+    """The run hears that another worker has died while it takes a batch from this one."""
+    before = "import time\nfrom multiprocessing import connection, resource_sharer\n"
+    before += "def leaves(ident):\n"
+    before += "    connection.Client(ident[0], authkey=None).close()\n"
+    before += "    time.sleep(1)  # for what the worker has to say\n"
+    before += "    raise RuntimeError('DataLoader worker (pid(s) 2) exited unexpectedly')\n"
+    before += "resource_sharer._resource_sharer.get_connection = leaves"
+    done = process(argv(koniq10k, tmp_path / "out", "--workers", 1), before=before)
+    refused(done, "a process that cuts crops has died", "--workers 0")
+
+
 def test_two_runs_of_one_name_never_mix(koniq10k, tmp_path):
     command = [sys.executable, ROOT / "train_resnet_improved.py"]
     command += argv(koniq10k, tmp_path / "out", "--save_model", "--epochs", 4)
@@ -416,11 +428,12 @@ def test_no_name_breaks_out_of_the_script(tmp_path, name):
     stand_in.write_text(
         '#!/usr/bin/env bash\ncase $1 in *experiment.py) exec python3 "$@" ;; esac\n'
         'case "${*: -1}" in --check) exit ;; esac\n'
-        'printf "%s\\0" "$@" >>"$CALLS"\nexit 1\n'
+        'printf "%s\\0" "$@" >"$CALLS/$$"\nexit 1\n'  # its own file: a line feed parts a write
     )
     stand_in.chmod(0o755)
     work, calls = tmp_path / "work", tmp_path / "calls"
     work.mkdir()
+    calls.mkdir()
     done = subprocess.run(
         ["bash", ROOT / "run_resnet_ablation.sh", "--data_path", name, "--log_dir", f"./{name}"],
         cwd=work,
@@ -431,5 +444,5 @@ def test_no_name_breaks_out_of_the_script(tmp_path, name):
     )
     assert done.returncode == 1
     assert [p.name for p in work.iterdir()] == [name]  # the log folder, and nothing was run
-    given = calls.read_bytes().decode().split("\0")
+    given = "".join(call.read_text() for call in calls.iterdir()).split("\0")
     assert given.count(name) == 3 and given[given.index("--data_path") + 1] == name
