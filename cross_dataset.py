@@ -17,6 +17,7 @@ from errors import DataError, RunError
 from evaluation import (
     check_takes,
     choose_crops,
+    described_crops,
     evaluate,
     evaluated_crops,
     evaluated_size,
@@ -49,7 +50,8 @@ def test_on(
 ) -> "pd.DataFrame":
     """Scores of a data set's images: a table of dataset, image, split, mos, score (and w1..w4).
 
-    split: 'test', or 'all' images. On the data set of its training a model is tested with the
+    Two more columns say how each was made: labels (the files, and the split) and crops. split:
+    'test', or 'all' images. On the data set of its training a model is tested with the
     split, resize and crops of its training, so that the figures are the same. On another data set
     the default split and the resize of the literature are used. own_csv: the table of data set
     'csv'; not needed if it is the one of the training. skip_trained: leave out images that the
@@ -101,6 +103,7 @@ def test_on(
     evaluated = opened.table.loc[plan[::per_image, 0]].reset_index(drop=True)
     found = predictions_frame(evaluated, scores, weights)
     found.insert(0, "dataset", dataset)
+    found = found.assign(labels=source, crops=described_crops(vars(options)))
     return found[found["split"] == "test"].reset_index(drop=True)
 
 
@@ -229,6 +232,8 @@ def describe_test(name: str, trained_on: str, found: "pd.DataFrame") -> dict:
         "checkpoint": name,
         "trained_on": trained_on,
         "tested_on": found["dataset"].iloc[0],
+        "labels": found["labels"].iloc[0],
+        "crops": found["crops"].iloc[0],
         "images": len(found),
         "srcc": values["srcc"],
         "srcc_low": around.low,
@@ -263,3 +268,10 @@ def print_tests(rows: list[dict]) -> None:
     if set(sets) & set(CROSS_ANCHORS):
         cells = "".join(f"{CROSS_ANCHORS.get(x, '-'):>12}" for x in sets)
         print(f"{'HyperIQA, published':<{wide}}{'koniq-10k':<12}{cells}")
+    print()
+    ways: dict[tuple[str, ...], list[str]] = {}
+    for r in rows:
+        ways.setdefault((r["tested_on"], r["labels"], r["crops"]), []).append(r["checkpoint"])
+    for (name, labels, crops), tested in ways.items():
+        of = "" if len(ways) == len(sets) else f" ({', '.join(tested)})"
+        print(f"{name}{of}\n  labels: {labels}\n  crops: {crops}")

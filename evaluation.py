@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -87,6 +87,15 @@ def evaluated_crops(args: argparse.Namespace) -> int:
 def evaluated_size(args: argparse.Namespace) -> tuple[int, int]:
     """Height and width of the crops on which the flags have images evaluated."""
     return tuple(args.resize) if args.test_crop == "full" else (args.patch_size, args.patch_size)
+
+
+def described_crops(flags: dict[str, Any]) -> str:
+    """The crops on which the flags have images evaluated, in words."""
+    words = "{patch_size} of {resize[0]} x {resize[1]} (H x W), {test_crop}, "
+    words += "{test_patch_num} per image"
+    if flags["test_crop"] == "full":
+        words = "the whole image, resized to {resize[0]} x {resize[1]} (H x W)"
+    return words.format(**flags) + ", each with its mirror image" * flags["test_flip"]
 
 
 def check_takes(model: "nn.Module", size: tuple[int, int]) -> None:

@@ -56,7 +56,8 @@ from reporting.text import write_report
 @command
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="What the numbers mean: tables, intervals, figures and a verdict."
+        description="What the numbers mean: tables, intervals, figures and a verdict.",
+        allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="*", type=Path, metavar="LOG_DIR", help="of an ablation")
     parser.add_argument(

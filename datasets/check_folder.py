@@ -116,6 +116,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="check a data folder: labels, splits, every image, duplicates, disk space",
         formatter_class=HelpFormatter,
+        allow_abbrev=False,
     )
     add_data_flags(parser.add_argument)
     add_store_dir(parser.add_argument)

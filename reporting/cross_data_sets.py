@@ -18,7 +18,8 @@ from resampling import Interval
 if TYPE_CHECKING:
     import pandas as pd
 
-TEXTS = ("checkpoint", "trained_on", "model", "backbone", "dataset", "image")
+WAYS = ("labels", "crops")  # how images were tested: the files and their split, and the crops
+TEXTS = ("checkpoint", "trained_on", "model", "backbone", "dataset", "image", *WAYS)
 COLUMNS = {**dict.fromkeys(TEXTS, str), "seed": float, "mos": float, "score": float}
 
 
@@ -40,6 +41,7 @@ class CrossDataSets:
 
     cells[row, data set]: Interval; seeds[row, data set]: how many. comparisons: one dictionary for
     each comparison and data set: label, trained_on, backbone, tested_on, difference, each, p_holm.
+    ways[data set]: labels and crops of its tests.
     """
 
     def __init__(self, tables: "list[pd.DataFrame]", *, resamples: int, seed: int):
@@ -54,6 +56,10 @@ class CrossDataSets:
         self.cells: dict[tuple[Trained, str], Interval] = {}
         self.seeds: dict[tuple[Trained, str], int] = {}
         self.comparisons: list[dict] = []
+        self.ways = {
+            name: list(part[list(WAYS)].drop_duplicates().itertuples(index=False, name=None))
+            for name, part in table.groupby("dataset", sort=False)
+        }
         for name in self.sets:
             self.test(name, table[table["dataset"] == name])
         ps = resampling.holm([c["difference"].p for c in self.comparisons])
@@ -89,17 +95,23 @@ class CrossDataSets:
             {**row._asdict(), "tested_on": name, "srcc": x, "seeds": self.seeds[row, name]}
             for (row, name), x in self.cells.items()
         ]
-        return {"cells": cells, "comparisons": self.comparisons}
+        tests = [
+            {"tested_on": name, **dict(zip(WAYS, way))}
+            for name, ways in self.ways.items()
+            for way in ways
+        ]
+        return {"cells": cells, "comparisons": self.comparisons, "tests": tests}
 
 
 def samples_of(name: str, table: "pd.DataFrame", options: dict[str, int]) -> list[Scores]:
-    """The tests on one data set, together if they have the same images.
+    """The tests on one data set, together if they have the same images and crops.
 
-    Raises ReportError if a configuration and seed was tested twice, or on other images than its
-    other seeds.
+    Raises ReportError if a configuration and seed was tested twice, or on other images or crops
+    than its other seeds.
     """
-    groups: dict[tuple[str, ...], dict] = {}
+    groups: dict[tuple[tuple[str, ...], str], dict] = {}
     images_of: dict[Trained, tuple[str, ...]] = {}
+    crops_of: dict[Trained, str] = {}
     for (*key, seed), part in table.groupby([*Trained._fields, "seed"], dropna=False, sort=False):
         row, seed = Trained(*key), None if seed != seed else int(seed)
         checkpoints = part["checkpoint"].unique()
@@ -115,7 +127,14 @@ def samples_of(name: str, table: "pd.DataFrame", options: dict[str, int]) -> lis
                 f"--cross_data_sets: the seeds of {row.title} were tested on different images of "
                 f"{name}"
             )
-        groups.setdefault(images, {})[row, seed] = part
+        crops = crops_of.setdefault(row, part["crops"][0])
+        if set(part["crops"]) != {crops}:
+            raise ReportError(
+                f"--cross_data_sets: the seeds of {row.title} were tested on different crops of "
+                f"{name} ({crops}; and {part['crops'][0]}): test all with the same --test_crop, "
+                "--test_patch_num and --test_flip"
+            )
+        groups.setdefault((images, crops), {})[row, seed] = part
     made = []
     for parts in groups.values():
         truth = Truth(next(iter(parts.values()))["mos"].to_numpy())
@@ -167,7 +186,11 @@ def sections(c: CrossDataSets) -> list[Section]:
         "seeds. The epoch is that of the checkpoints that were tested."
     )
     heading = "Trained on (rows), tested on (columns)"
-    found = [Section(heading, ["", *c.sets], rows, question=ELSEWHERE, notes=[text])]
+    notes = [text]
+    for name, ways in c.ways.items():
+        labels, crops = ("; or ".join(dict.fromkeys(texts)) for texts in zip(*ways))
+        notes.append(f"Tests on {name}: labels: {labels}. Crops: {crops}.")
+    found = [Section(heading, ["", *c.sets], rows, question=ELSEWHERE, notes=notes)]
     if c.comparisons:
         found.append(differences_section(c))
     return found
@@ -195,8 +218,8 @@ def differences_section(c: CrossDataSets) -> Section:
         for x in c.comparisons
     ]
     text = (
-        "Both models of a row are trained on the same data and tested on the same images. Holm: "
-        f"corrected for the {len(rows)} rows."
+        "Both models of a row are trained on the same data and tested on the same images and "
+        f"crops. Holm: corrected for the {len(rows)} rows."
     )
     header = ["tested on", "trained on", "", "seeds", "difference", "95%", "p", "p (Holm)"]
     heading = "Paired differences on other data sets"

@@ -50,7 +50,7 @@ def environment(escape: Callable[[str], str] | None = None, **options) -> Enviro
         finalize=finalize,
         **options,
     )
-    made.filters |= {"p_value": p_value, "listed": listed}
+    made.filters |= {"p_value": p_value, "listed": listed, "unbroken": unbroken}
     return made
 
 
@@ -92,6 +92,11 @@ def latex_with_bounds(x: float, ends: Interval, digits: int, sign: bool = False)
     """A number with the ends of its interval in brackets."""
     value, low, high = (latex_number(y, digits, sign) for y in (x, ends.low, ends.high))
     return Markup(f"{value} [{low}, {high}]")
+
+
+def unbroken(command: str) -> Markup:
+    """A command for HTML whose lines break between its words only, not at the hyphens of a flag."""
+    return Markup(" ").join(Markup("<span>{}</span>").format(word) for word in command.split(" "))
 
 
 def markdown(report: Report) -> str:

@@ -1,5 +1,6 @@
 """Tests of checkpoints on data sets: the one of their training, others, and your own table."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -35,6 +36,10 @@ def test_a_test_gives_the_figures_of_the_training(tmp_path, capsys, koniq10k):
     assert "trained on (rows), tested on (columns)" in said.out
     origin = tested[["trained_on", "model", "backbone", "seed"]].drop_duplicates()
     assert origin.values.tolist() == [["koniq-10k", "resnet_improved_ms_att", "resnet50", 42]]
+    (config, *_) = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
+    crops = "32 of 48 x 40 (H x W), random, 3 per image"
+    assert set(tested["labels"]) == {config["label_source"]} and set(tested["crops"]) == {crops}
+    assert said.out.endswith(f"koniq-10k\n  labels: {config['label_source']}\n  crops: {crops}\n")
 
 
 def without_contents(checkpoint: Path, to: Path) -> Path:
@@ -113,7 +118,7 @@ def test_other_data_sets_are_tested_with_their_own_resize(trained, checkpoint, t
     said = predicted(capsys, *arguments, f"biq2021={folder}", "--test_split", "all")
     assert list((tmp_path / "store").glob("biq2021-512x512-*")) and " 17" in said.out
     said = predicted(capsys, *arguments, f"biq2021={folder}")
-    assert "koniq-10k" in said.out.splitlines()[-1]
+    assert "koniq-10k" in said.out.splitlines()[-5]  # of the table, before labels and crops
 
 
 @pytest.mark.parametrize("crop, flip", [("center", None), ("grid", None), ("center", True)])

@@ -375,7 +375,8 @@ def test_whole_images_are_scored_by_the_network_alone(tmp_path, biq2021):
     checkpoint = out / f"{SMALL}_ss_noatt_last.pth"
     np.testing.assert_allclose(scored(checkpoint, biq2021, last), last["score"], atol=2e-4)
     card = (out / f"{SMALL}_ss_noatt_last_model_card.md").read_text()
-    assert "whole images, each with its mirror image" in " ".join(card.split())
+    crops = "the whole image, resized to 48 x 40 (H x W), each with its mirror image"
+    assert f"for the figures above: {crops}." in card
     from datasets.images import decode
 
     model, wanted = load_model(checkpoint, "cpu"), []

@@ -18,7 +18,8 @@ def tests_of(dataset, images=150, seeds=(42,), noises=(20, 14, 8), trained_on="k
             frame = pd.DataFrame({"image": [f"{dataset}_{i:03}.png" for i in range(images)]})
             frame = frame.assign(mos=mos, score=mos + rng.normal(0, noise, images), split="test")
             frame = frame.assign(checkpoint=f"{model}_{seed}.pth", dataset=dataset, model=model)
-            frames.append(frame.assign(trained_on=trained_on, backbone="resnet50", seed=seed))
+            frame = frame.assign(trained_on=trained_on, backbone="resnet50", seed=seed)
+            frames.append(frame.assign(labels=f"{dataset}.csv; its split", crops="center"))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -50,6 +51,7 @@ def test_rows_columns_and_differences(tmp_path, capsys):
     (row,) = [x for x in text.splitlines() if x.startswith("| + attention, biq2021 |")]
     assert row.endswith("| - |")  # not tested on bid
     assert "| HyperIQA, as published, koniq-10k | 0.788 | - |" in text
+    assert "Tests on bid: labels: bid.csv; its split. Crops: center." in text
 
 
 def test_seeds_are_averaged_and_widen_the_interval():
@@ -71,12 +73,29 @@ def test_other_images_are_not_compared():
     assert len(c.cells) == 6 and len(c.comparisons) == 6
 
 
+def test_other_crops_are_not_compared():
+    table = tests_of("spaq")
+    table.loc[table["model"] == MODELS[1], "crops"] = "full"
+    c = CrossDataSets([table], resamples=400, seed=0)
+    assert len(c.cells) == 3 and [x["label"] for x in c.comparisons] == ["both improvements"]
+    assert c.figures()["tests"] == [
+        {"tested_on": "spaq", "labels": "spaq.csv; its split", "crops": crops}
+        for crops in ("center", "full")
+    ]
+
+
 def test_what_cannot_be_a_table_is_one_sentence(tmp_path, capsys):
     logs = write_three(tmp_path / "logs", epochs=1)
     twice = tests_of("bid", 40)
     twice = pd.concat([twice, twice.assign(checkpoint="best.pth")])
     other = tests_of("bid", 40, seeds=(1, 2)).query("seed == 1 or image != 'bid_000.png'")
+    flipped = tests_of("bid", 40, seeds=(1, 2))
+    flipped.loc[flipped["seed"] == 2, "crops"] = "full"
+    crops = (
+        "the seeds of baseline, koniq-10k were tested on different crops of bid (center; and full)"
+    )
     for table, message in (
+        (flipped, crops),
         (tests_of("bid", 40).drop(columns="trained_on"), "has no column trained_on; it takes what"),
         (tests_of("bid", 40).assign(model="other"), "other is not a row of CONFIGURATIONS"),
         (twice, "baseline, koniq-10k, seed 42, was tested twice on bid"),

@@ -382,7 +382,7 @@ def test_other_crops_precision_and_jitter_run(tmp_path, koniq10k, capsys):
     config, epochs = records(out)
     assert config["precision"] == "bf16" and len(epochs) == 2
     console = capsys.readouterr().out
-    assert "test grid, 4 per image" in console and "colour jitter on" in console
+    assert "colour jitter on; test: 32 of 48 x 40 (H x W), grid, 4 per image\n" in console
     assert re.search(r"trains on the CPU, about \d+ s for 2 epochs at [\d.]+ crops/s", console)
 
 

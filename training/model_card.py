@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import resampling
-from evaluation import agreement_by_split
+from evaluation import agreement_by_split, described_crops
 from experiment import CONFIGURATIONS, network_name
 from files import write_atomically
 from published import sha256
@@ -43,11 +43,6 @@ def write_card(
     """
     flags, images = config["flags"], config["images"]
     row = CONFIGURATIONS[config["model"]]
-    crops = f"the mean of {flags['test_patch_num']} crops of {flags['patch_size']} pixels"
-    if flags["test_crop"] == "full":
-        crops = "whole images"
-    if flags["test_flip"]:
-        crops += ", each with its mirror image"
     lines = dict(line.split(maxsplit=1) for line in describe(config).splitlines())
     demo = " **It is the synthetic data set of the demo: not for any real use.**"
     weights = Path(flags["backbone_weights"]).name
@@ -87,8 +82,8 @@ For research on image quality, and to sort photographs that are like those of th
 python3 predict_resnet_improved.py --checkpoint {checkpoint.name} photos/
 ```
 
-Images are resized to {flags["resize"][0]} x {flags["resize"][1]} (height x width); the figures
-above are of {crops}. The checkpoint knows its preprocessing.
+Crops of each image for the figures above: {described_crops(flags)}.
+The checkpoint knows its preprocessing.
 
 ## Limits
 

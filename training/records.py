@@ -11,6 +11,7 @@ import numpy as np
 
 from data_loader import OpenData
 from datasets.labels import DATASETS, DEMO_MARKER, count_splits, fingerprint, label_fingerprint
+from evaluation import described_crops
 from experiment import backbone_of, configuration_name, network_name
 from training.learner import FINAL_LR, STEP_EPOCHS, Learner
 from training.processes import Ranks
@@ -85,11 +86,6 @@ def describe(config: dict) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in images.items())
     published = tuple(images.values()) in DATASETS[flags["dataset"]].published
     labels, _, split = config["label_source"].partition("; ")
-    crops = f"{flags['test_crop']}, {flags['test_patch_num']} per image"
-    if flags["test_crop"] == "full":
-        crops = "the whole image"
-    if flags["test_flip"]:
-        crops += ", each with its mirror image"
     fp32 = "fp32 (TF32 convolutions)" if config["device"] == "cuda" else "fp32"
     courses = {"cosine": f"cosine to {FINAL_LR:.0%}", "constant": "constant"}
     course = courses.get(flags["schedule"], f"a tenth every {STEP_EPOCHS} epochs")
@@ -109,9 +105,9 @@ def describe(config: dict) -> str:
         "split": split,
         "fingerprint": config["data_fingerprint"],
         **({"start": start_of(config["init"])} if config.get("init") else {}),
-        "crops": f"{flags['patch_size']} of {flags['resize'][0]} x {flags['resize'][1]} (H x W); "
-        f"training {flags['train_patch_num']} per image and epoch, colour jitter "
-        f"{'on' if flags['color_jitter'] else 'off'}; test {crops}",
+        "crops": f"training: {flags['patch_size']} of {flags['resize'][0]} x {flags['resize'][1]} "
+        f"(H x W), {flags['train_patch_num']} per image and epoch, colour jitter "
+        f"{'on' if flags['color_jitter'] else 'off'}; test: {described_crops(flags)}",
         "optimiser": f"loss {flags['loss']}, {kind}, lr {flags['lr']:g} (new layers "
         f"x{flags['lr_ratio']:g}), weight decay {flags['weight_decay']:g}, {course}, gradients "
         f"{f'clipped at {clip:g}' if clip else 'not clipped'}, batch {flags['batch_size']}, "
