@@ -107,6 +107,14 @@ def minutes(record: list[dict], target: float) -> float:
     return sum(e["seconds"] for e in record[1 : epoch + 1]) / 60 if epoch else math.inf
 
 
+def ending(record: list[dict]) -> str:
+    """How a run ended that never reached the target."""
+    epochs = record[1:]
+    spent = sum(e["seconds"] for e in epochs) / 60
+    last = epochs[-1]["val_srcc"] or math.nan
+    return f"never ({last:.3f} after {len(epochs)} epochs, {spent:.1f} min)"
+
+
 def predecessors_minutes(record: list[dict], target: float, rates: dict[str, float]) -> float:
     """The same if each crop costs what it costs the predecessors (crops/s of `rates`)."""
     epoch, images = reached(record, target), record[0]["images"]
@@ -162,7 +170,7 @@ def main() -> None:
         else:
             found[name] = [minutes(r, own.target) for r in records]
         each = " ".join(f"{value:.1f}" for value in found[name])
-        epochs = ", ".join(str(reached(r, own.target) or "never") for r in records)
+        epochs = ", ".join(str(reached(r, own.target) or ending(r)) for r in records)
         print(
             f"{name}: {statistics.median(found[name]):.1f} min to a validation SRCC of "
             f"{own.target:g} (seeds {own.seeds}: {each}; epochs {epochs})",

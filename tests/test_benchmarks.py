@@ -96,6 +96,7 @@ def test_minutes_until_a_quality_by_hand(monkeypatch):
     ]
     assert benchmark.reached(record, 0.7) == 27 and benchmark.minutes(record, 0.7) == 27
     assert benchmark.reached(record, 0.8) is None and benchmark.minutes(record, 0.8) == math.inf
+    assert benchmark.ending(record) == "never (0.600 after 28 epochs, 28.0 min)"
     rates = {"training": 10.0, "evaluation": 50.0}
     by_hand = (27 * 100 / 10 + 2 * 50 * 25 / 50) / 60
     assert benchmark.predecessors_minutes(record, 0.7, rates) == pytest.approx(by_hand)

@@ -267,7 +267,10 @@ def test_kept_checkpoints_never_overwrite_each_other(tmp_path):
     assert sorted(kept) == sorted(["one", "two", "three"] * 3)
 
 
-@pytest.mark.parametrize("console", [">/dev/full 2>&-", "| head -n 11 >console"])
+@pytest.mark.parametrize(
+    "console",
+    [">/dev/full 2>&-", pytest.param("| head -n 11 >console", marks=pytest.mark.slow)],
+)
 def test_a_console_that_goes_away_loses_nothing(koniq10k, tmp_path, console):
     flags = ["--data_path", koniq10k, "--run_name", "run", "--save_model", "--backbone", SMALL]
     command = shlex.join([sys.executable, *map(str, [ROOT / "train_resnet_improved.py", *TINY])])
