@@ -41,7 +41,7 @@ class CrossDataSets:
 
     cells[row, data set]: Interval; seeds[row, data set]: how many. comparisons: one dictionary for
     each comparison and data set: label, trained_on, backbone, tested_on, difference, each, p_holm.
-    ways[data set]: labels and crops of its tests.
+    ways[data set][labels, crops]: the rows that were tested so.
     """
 
     def __init__(self, tables: "list[pd.DataFrame]", *, resamples: int, seed: int):
@@ -56,10 +56,11 @@ class CrossDataSets:
         self.cells: dict[tuple[Trained, str], Interval] = {}
         self.seeds: dict[tuple[Trained, str], int] = {}
         self.comparisons: list[dict] = []
-        self.ways = {
-            name: list(part[list(WAYS)].drop_duplicates().itertuples(index=False, name=None))
-            for name, part in table.groupby("dataset", sort=False)
-        }
+        self.ways: dict[str, dict[tuple[str, str], list[Trained]]] = {}
+        for (name, *way), part in table.groupby(["dataset", *WAYS], sort=False):
+            keys = set(part[list(Trained._fields)].itertuples(index=False, name=None))
+            tested = [row for row in self.rows if row in keys]
+            self.ways.setdefault(name, {})[tuple(way)] = tested
         for name in self.sets:
             self.test(name, table[table["dataset"] == name])
         ps = resampling.holm([c["difference"].p for c in self.comparisons])
@@ -96,9 +97,9 @@ class CrossDataSets:
             for (row, name), x in self.cells.items()
         ]
         tests = [
-            {"tested_on": name, **dict(zip(WAYS, way))}
+            {"tested_on": name, **dict(zip(WAYS, way)), "rows": [row._asdict() for row in rows]}
             for name, ways in self.ways.items()
-            for way in ways
+            for way, rows in ways.items()
         ]
         return {"cells": cells, "comparisons": self.comparisons, "tests": tests}
 
@@ -188,8 +189,9 @@ def sections(c: CrossDataSets) -> list[Section]:
     heading = "Trained on (rows), tested on (columns)"
     notes = [text]
     for name, ways in c.ways.items():
-        labels, crops = ("; or ".join(dict.fromkeys(texts)) for texts in zip(*ways))
-        notes.append(f"Tests on {name}: labels: {labels}. Crops: {crops}.")
+        for (labels, crops), tested in ways.items():
+            which = "" if len(ways) == 1 else f" ({'; '.join(row.title for row in tested)})"
+            notes.append(f"Tests on {name}{which}: labels: {labels}. Crops: {crops}.")
     found = [Section(heading, ["", *c.sets], rows, question=ELSEWHERE, notes=notes)]
     if c.comparisons:
         found.append(differences_section(c))

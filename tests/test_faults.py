@@ -326,7 +326,7 @@ def test_a_worker_is_silent_when_the_run_leaves_it(koniq10k, tmp_path):
 
 def test_two_runs_of_one_name_never_mix(koniq10k, tmp_path):
     command = [sys.executable, ROOT / "train_resnet_improved.py"]
-    command += argv(koniq10k, tmp_path / "out", "--save_model", "--epochs", 3)
+    command += argv(koniq10k, tmp_path / "out", "--save_model", "--epochs", 4)
     runs = [
         subprocess.Popen(list(map(str, command)), stdout=-1, stderr=-1, text=True) for _ in range(3)
     ]
@@ -336,7 +336,7 @@ def test_two_runs_of_one_name_never_mix(koniq10k, tmp_path):
     for status, error in zip(statuses, errors):
         assert status == 0 or "another run is writing" in error or "is there already" in error
     lines = (tmp_path / "out" / "run.jsonl").read_text().splitlines()
-    assert [json.loads(line).get("epoch") for line in lines] == [None, 1, 2, 3]
+    assert [json.loads(line).get("epoch") for line in lines] == [None, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("train_images, patches", [(1, 2), (2, 1), (3, 1)])

@@ -6,7 +6,7 @@ import pytest
 
 import metrics
 from report_runs import MODELS, reported, write_three
-from reporting.cross_data_sets import CrossDataSets, Trained
+from reporting.cross_data_sets import CrossDataSets, Trained, sections
 
 
 def tests_of(dataset, images=150, seeds=(42,), noises=(20, 14, 8), trained_on="koniq-10k"):
@@ -78,10 +78,16 @@ def test_other_crops_are_not_compared():
     table.loc[table["model"] == MODELS[1], "crops"] = "full"
     c = CrossDataSets([table], resamples=400, seed=0)
     assert len(c.cells) == 3 and [x["label"] for x in c.comparisons] == ["both improvements"]
+    rows = [Trained("koniq-10k", model, "resnet50") for model in MODELS]
+    both = {"tested_on": "spaq", "labels": "spaq.csv; its split"}
     assert c.figures()["tests"] == [
-        {"tested_on": "spaq", "labels": "spaq.csv; its split", "crops": crops}
-        for crops in ("center", "full")
+        both | {"crops": "center", "rows": [rows[0]._asdict(), rows[2]._asdict()]},
+        both | {"crops": "full", "rows": [rows[1]._asdict()]},
     ]
+    _, *notes = sections(c)[0].notes
+    assert notes[1] == (
+        "Tests on spaq (+ multi-scale, koniq-10k): labels: spaq.csv; its split. Crops: full."
+    )
 
 
 def test_what_cannot_be_a_table_is_one_sentence(tmp_path, capsys):
